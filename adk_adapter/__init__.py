@@ -1,0 +1,10 @@
+"""The session service for Google's Agent Development Kit.
+
+from adk_adapter import DatabaseSessionService
+session_service = DatabaseSessionService()
+"""
+
+from adk_adapter.service import DatabaseSessionService
+from adk_adapter.session import ListSessionsResponse, Session
+
+__all__ = ["DatabaseSessionService", "ListSessionsResponse", "Session"]

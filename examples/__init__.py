@@ -1,0 +1,1 @@
+"""Examples of agents that keep their sessions in an event store."""

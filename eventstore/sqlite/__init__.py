@@ -1,0 +1,1 @@
+"""The SQLite backend. Everything in it is reached through `eventstore.open_store`."""

@@ -1,0 +1,35 @@
+"""Everything this package takes from ADK that ADK does not call public, in one place.
+
+tests/adk_adapter/test_adk_internals.py notices when one of them changes.
+"""
+
+from __future__ import annotations
+
+from google.adk.errors._stale_session_error import StaleSessionError
+from google.adk.errors.already_exists_error import AlreadyExistsError
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.platform.time import get_time
+from google.adk.platform.uuid import new_uuid
+from google.adk.sessions import Session
+from google.adk.version import __version__ as adk_version
+
+__all__ = [
+    "AlreadyExistsError",
+    "SessionNotFoundError",
+    "StaleSessionError",
+    "adk_version",
+    "get_marker",
+    "get_time",
+    "new_uuid",
+    "set_marker",
+]
+
+
+def get_marker(session: Session) -> str | None:
+    """The revision a persistent service left on a session, None when it has none."""
+    return session._storage_update_marker  # noqa: SLF001 - ADK's hook for services, has no accessor
+
+
+def set_marker(session: Session, marker: str) -> None:
+    """Leaves the revision a session stands at on it."""
+    session._storage_update_marker = marker  # noqa: SLF001 - as above

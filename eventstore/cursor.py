@@ -1,0 +1,40 @@
+"""Where the holder of a loaded stream believes its conversation stands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["Cursor"]
+
+
+class Cursor:
+    """The expected version of a sequence of appends by one holder of a stream.
+
+    The writer reads it when it executes an append and moves it when the append is committed, so
+    several appends of one holder may wait in the queue at once without making each other stale.
+    Compared by identity. Only the writer changes it once it has been handed over.
+
+    `version` is the conversation version the holder has seen. A holder that never learnt it (a
+    session restored from JSON) passes None and the id and time of the last event it knows:
+    it is up to date when one of them is that of the stream's last conversation event.
+    """
+
+    __slots__ = ("last_event_id", "last_timestamp", "stream_id", "version")
+
+    def __init__(
+        self,
+        stream_id: int | None = None,
+        version: int | None = None,
+        *,
+        last_event_id: str | None = None,
+        last_timestamp: float = 0.0,
+    ) -> None:
+        self.stream_id = stream_id
+        self.version = version
+        self.last_event_id: Final = last_event_id
+        self.last_timestamp: Final = last_timestamp
+
+    def __repr__(self) -> str:
+        if self.version is None:
+            return f"after event {self.last_event_id!r}"
+        return f"{self.stream_id}:{self.version}"

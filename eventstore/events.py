@@ -1,0 +1,159 @@
+"""Streams and events: what callers write and what the log holds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import msgspec
+
+from eventstore.errors import InvalidIdentifier
+
+__all__ = [
+    "CONVERSATION_TYPES",
+    "Codec",
+    "EventType",
+    "NewEvent",
+    "RecordedEvent",
+    "Stream",
+    "StreamKey",
+    "StreamKind",
+    "check_identifier",
+]
+
+
+class StreamKind(StrEnum):
+    """What a stream belongs to."""
+
+    SESSION = "session"
+    USER = "user"
+    APP = "app"
+    SYSTEM = "system"
+
+
+class EventType(StrEnum):
+    """The stable names stored in `events.type`. Never rename one."""
+
+    SESSION_CREATED = "session_created"
+    ADK_EVENT = "adk_event"
+    STATE_SET = "state_set"
+    SESSION_DELETED = "session_deleted"
+    VACUUMED = "vacuumed"
+
+
+CONVERSATION_TYPES: Final = frozenset({EventType.SESSION_CREATED, EventType.ADK_EVENT})
+"""Events that make a loaded session stale. Others (state keys set from outside) do not."""
+
+
+class StreamKey(NamedTuple):
+    """Names a stream. Parts that a kind does not have are the empty string."""
+
+    kind: StreamKind
+    app_name: str = ""
+    user_id: str = ""
+    session_id: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"app {self.app_name!r}"]
+        if self.kind in (StreamKind.SESSION, StreamKind.USER):
+            parts.append(f"user {self.user_id!r}")
+        name = f"session {self.session_id!r}" if self.kind is StreamKind.SESSION else self.kind
+        return f"{name} ({', '.join(parts)})"
+
+
+class Stream(NamedTuple):
+    """One row of `streams`: a stream and where its head is.
+
+    `user_stream_id` and `app_stream_id` are the streams that own the `user:` and `app:` keys its
+    events may write (0 where the kind has none). `conversation_version` is the version of the
+    last event of a type in CONVERSATION_TYPES, 0 when there is none.
+    """
+
+    id: int
+    key: StreamKey
+    user_stream_id: int
+    app_stream_id: int
+    version: int
+    conversation_version: int
+    chain: bytes
+
+    @property
+    def owners(self) -> dict[str, int]:
+        """Scope name to the id of the stream that owns the scope's keys."""
+        kind = self.key.kind
+        if kind is StreamKind.SESSION:
+            return {"session": self.id, "user": self.user_stream_id, "app": self.app_stream_id}
+        if kind is StreamKind.USER:
+            return {"user": self.id, "app": self.app_stream_id}
+        return {"app": self.id} if kind is StreamKind.APP else {}
+
+
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as its writer hands it over.
+
+    `timestamp` is seconds since the epoch, as the writer's clock had it; nothing is ordered by
+    it. `delta` is the scoped state change and `data` the payload, both JSON text in `encoding`
+    (see eventstore.encoding). `codec` names the models that wrote the payload ('' for none).
+    """
+
+    event_id: str
+    type: EventType
+    timestamp: float
+    author: str = ""
+    invocation_id: str = ""
+    schema_version: int = 1
+    encoding: int = 1
+    delta: bytes | None = None
+    data: bytes | None = None
+    codec: str = ""
+
+
+class RecordedEvent(NamedTuple):
+    """An event in the log.
+
+    `position` is its place in the whole log (increasing, may have holes), `version` its place in
+    its stream (1-based, dense), `recorded_at` UTC microseconds since the epoch.
+    """
+
+    position: int
+    stream: Stream
+    version: int
+    event_id: str
+    type: str
+    schema_version: int
+    recorded_at: int
+    timestamp: float
+    author: str
+    invocation_id: str
+    encoding: int
+    delta: bytes | None
+    data: bytes | None
+
+
+class Codec(NamedTuple):
+    """One row of `codecs`: which models wrote the payloads that refer to it."""
+
+    id: int
+    fingerprint: str
+
+
+def check_identifier(what: str, value: object) -> str:
+    """Returns `value` when both databases can hold it as an id or a state key.
+
+    Raises:
+        InvalidIdentifier: no string, or with NUL (PostgreSQL cannot hold it) or lone surrogates
+            (no UTF-8 can).
+    """
+    if not isinstance(value, str):
+        raise InvalidIdentifier(what, f"must be a str, not {type(value).__name__}")
+    if value.isascii():
+        if "\0" in value:
+            raise InvalidIdentifier(what, "contains NUL")
+        return value
+    if "\0" in value:
+        raise InvalidIdentifier(what, "contains NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidIdentifier(what, "contains a lone surrogate") from None
+    return value

@@ -1,0 +1,350 @@
+"""Opening a database file: making it, recognising it, checking that it is exactly ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from eventstore import _platform
+from eventstore.changes import InlineProjection
+from eventstore.errors import (
+    ForeignDatabase,
+    NotADatabase,
+    PathUnusable,
+    ProjectionMissing,
+    SchemaAltered,
+    SchemaTooNew,
+    StorageFailed,
+    StoreBusy,
+)
+from eventstore.sqlite.gate import Gate
+from eventstore.sqlite.queries import QUERIES, migrations
+from eventstore.sqlite.tables import create_statements
+
+__all__ = [
+    "BUSY_TIMEOUT_S",
+    "check_schema",
+    "connect",
+    "open_database",
+    "prepare_path",
+    "recognise",
+    "translate",
+]
+
+APPLICATION_ID: Final = 0x41444B45
+"""Stored in the file's header: "ADKE"."""
+BUSY_TIMEOUT_S: Final = 30.0
+"""How long a writer waits for programs and processes that hold the file before it gives up."""
+_STATEMENTS_CACHED: Final = 256
+_OLDEST_SQLITE: Final = (3, 37)  # STRICT tables
+_REBUILD: Final = "Run: rebuild-projections --db {path}"
+
+_PRAGMAS: Final[Mapping[str, tuple[str, object]]] = {
+    "journal_mode": ("WAL", "wal"),
+    "foreign_keys": ("ON", 1),
+    # A file from a stranger must not run functions from its schema, nor read broken cells.
+    "trusted_schema": ("OFF", 0),
+    "cell_size_check": ("ON", 1),
+    "busy_timeout": (f"{BUSY_TIMEOUT_S * 1000:.0f}", BUSY_TIMEOUT_S * 1000),
+    # The writer checkpoints itself, behind the acknowledgement and inside the gate.
+    "wal_autocheckpoint": ("0", 0),
+    "journal_size_limit": ("67108864", 67108864),
+    "temp_store": ("MEMORY", 2),
+    # A mapped page of a file that another process truncates is a bus error, not an exception.
+    "mmap_size": ("0", 0),
+}
+_ADK_TABLES: Final = {"app_states", "user_states", "sessions", "events"}
+
+
+def translate(path: str, error: sqlite3.Error) -> Exception:
+    """The typed error for one of SQLite's; errors that are bugs of ours come back as they are."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    name = getattr(error, "sqlite_errorname", "")
+    match code:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreBusy(path, BUSY_TIMEOUT_S, "another program")
+        case sqlite3.SQLITE_FULL:
+            return StorageFailed(path, "the disk is full")
+        case sqlite3.SQLITE_IOERR:
+            return StorageFailed(path, f"the disk failed ({name})")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return PathUnusable(
+                path,
+                f"cannot be opened for writing ({name})",
+                "Make the file and its folder writable.",
+            )
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return NotADatabase(
+                path,
+                f"is not a SQLite database, or it is damaged ({name})",
+                "Choose another path, or restore the file from a backup.",
+            )
+        case _:
+            return error
+
+
+def prepare_path(path: str) -> str:
+    """Makes the folders and an empty file where they are missing; returns the real path.
+
+    Raises:
+        PathUnusable: no such folder can be made or written, a directory, a network file system,
+            or a file with several hard links.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise PathUnusable(
+            path,
+            f"needs SQLite 3.37 or newer, this Python has {sqlite3.sqlite_version}",
+            "Use a newer Python.",
+        )
+    real = os.path.realpath(path)
+    try:
+        Path(real).parent.mkdir(parents=True, exist_ok=True)
+        if kind := _platform.network_file_system(str(Path(real).parent)):
+            raise PathUnusable(
+                path,
+                f"is on a network file system ({kind}), where SQLite's locks do not work",
+                "Choose a path on a local disk.",
+            )
+        _platform.create_private_file(real)
+        status = Path(real).stat()
+    except OSError as error:
+        raise PathUnusable(
+            path,
+            f"cannot be used: {error.strerror}",
+            "Choose a path in a folder that exists or can be made, and that you may write to.",
+        ) from error
+    if not Path(real).is_file():
+        raise PathUnusable(path, "is not a regular file", "Choose the path of a file.")
+    if status.st_nlink > 1:
+        raise PathUnusable(
+            path,
+            "has several hard links, whose -wal files would differ",
+            "Use a file with one name.",
+        )
+    if not os.access(real, os.R_OK | os.W_OK) or not os.access(Path(real).parent, os.W_OK):
+        raise PathUnusable(path, "is not writable", "Make the file and its folder writable.")
+    return real
+
+
+def connect(path: str, *, read_only: bool, new: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode with every pragma set and read back.
+
+    Python's own transaction handling opens a transaction too late to protect a read that a write
+    depends on; here every BEGIN is written out.
+    """
+    connection = sqlite3.connect(
+        path,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS_CACHED,
+    )
+    try:
+        if new:
+            # Only an empty file can take it. Freed pages are given back while others write.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        for name, (value, read_back) in _PRAGMAS.items():
+            connection.execute(f"PRAGMA {name} = {value}")
+            (actual,) = connection.execute(f"PRAGMA {name}").fetchone()
+            if actual != read_back:
+                raise PathUnusable(
+                    path,
+                    f"does not take PRAGMA {name} = {value} (it stays {actual})",
+                    "Choose a path on a local disk.",
+                )
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_database(
+    path: str, gate: Gate, projections: Sequence[InlineProjection], *, for_rebuild: bool
+) -> sqlite3.Connection:
+    """The writer's connection to a file that is new or ours, migrated and checked.
+
+    With `for_rebuild` projection tables may be missing, changed or of another version.
+
+    Raises:
+        StoreUnusable: one of its kinds, see eventstore.errors.
+        ProjectionMissing: the active projections are not the given ones.
+    """
+    try:
+        with gate.held_within(BUSY_TIMEOUT_S):
+            connection = connect(path, read_only=False, new=recognise(path))
+            try:
+                _migrate(connection, path, projections)
+                check_schema(connection, path, projections, for_rebuild=for_rebuild)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+    except sqlite3.Error as error:
+        raise translate(path, error) from error
+
+
+def recognise(path: str) -> bool:
+    """Looks at a file before anything is written beside or into it. Returns True for a new one.
+
+    Raises:
+        ForeignDatabase, NotADatabase: it is not ours.
+    """
+    try:
+        with closing(
+            sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        ) as connection:
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    except sqlite3.Error as error:
+        raise translate(path, error) from error
+    if application_id == APPLICATION_ID:
+        return False
+    if application_id == 0 and not names:
+        return True
+    if names >= _ADK_TABLES:
+        raise ForeignDatabase(
+            path,
+            "was written by one of ADK's own session services",
+            "Choose another path for this service; that file is left as it is.",
+        )
+    raise ForeignDatabase(path, "belongs to another program", "Choose another path.")
+
+
+def _migrate(
+    connection: sqlite3.Connection, path: str, projections: Sequence[InlineProjection]
+) -> None:
+    """Brings the schema to the newest version in one transaction; the caller holds the gate."""
+    scripts = migrations()
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(scripts):
+            raise SchemaTooNew(
+                path,
+                f"has schema version {version}, this package knows up to {len(scripts)}",
+                "Upgrade adk-eventstore.",
+            )
+        for script in scripts[version:]:
+            _execute_script(connection, script)
+        if version == 0:
+            for projection in projections:
+                for statement in create_statements(projection):
+                    connection.execute(statement)
+                connection.execute(
+                    QUERIES["activate_projection"], (projection.name, projection.version)
+                )
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        if version < len(scripts):
+            connection.execute(f"PRAGMA user_version = {len(scripts)}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _execute_script(connection: sqlite3.Connection, script: str) -> None:
+    """Runs a script inside the open transaction, which `executescript` would commit."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    assert not statement.strip(), "a migration script ends inside a statement"
+
+
+def check_schema(
+    connection: sqlite3.Connection,
+    path: str,
+    projections: Sequence[InlineProjection],
+    *,
+    for_rebuild: bool = False,
+) -> None:
+    """Compares the file's schema with what this code would make.
+
+    Other tables, indexes and views are tolerated (a user's index, Litestream's tables); a trigger
+    that is not ours never is, for it could drop or change what we write.
+
+    Raises:
+        SchemaTooNew: a newer version migrated the file meanwhile.
+        SchemaAltered, ProjectionMissing: see there.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    newest = len(migrations())
+    if version != newest:
+        raise SchemaTooNew(
+            path, f"has schema version {version}, this process writes {newest}", "Upgrade it."
+        )
+    actual = _schema(connection)
+    log, folds = _expected_schema(tuple(projections))
+    for name, definition in log.items():
+        if actual.get(name) != definition:
+            raise SchemaAltered(path, f"has a changed {name}", "Restore it from a backup.")
+    for name, definition in actual.items():
+        if definition.startswith("trigger") and name not in log:
+            raise SchemaAltered(
+                path, f"has a trigger that is not ours: {name}", f"Remove it: DROP TRIGGER {name};"
+            )
+    if not for_rebuild:
+        _check_projections(connection, path, projections, actual, folds)
+
+
+def _check_projections(
+    connection: sqlite3.Connection,
+    path: str,
+    projections: Sequence[InlineProjection],
+    actual: Mapping[str, str],
+    folds: Mapping[str, tuple[str, str]],
+) -> None:
+    rebuild = _REBUILD.format(path=path)
+    active = dict(connection.execute(QUERIES["active_projections"]))
+    known = {projection.name: projection.version for projection in projections}
+    for name in active.keys() - known.keys():
+        raise ProjectionMissing(
+            name,
+            "the database relies on it and this process does not have it",
+            "Install the package that provides it.",
+        )
+    for name, version in known.items():
+        if active.get(name) != version:
+            reason = f"the database has version {active.get(name)}, this process {version}"
+            raise ProjectionMissing(name, reason, rebuild)
+    for name, (projection, definition) in folds.items():
+        if actual.get(name) != definition:
+            raise ProjectionMissing(projection, f"{name} is missing or was changed", rebuild)
+
+
+def _schema(connection: sqlite3.Connection) -> dict[str, str]:
+    """Object name to its type, table and SQL text with white space folded."""
+    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+    return {
+        name: f"{kind} {table} {' '.join(sql.split())}"
+        for kind, name, table, sql in rows
+        if sql is not None
+    }
+
+
+@lru_cache(maxsize=8)
+def _expected_schema(
+    projections: tuple[InlineProjection, ...],
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """What the log's objects, and each projection's, must look like."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for script in migrations():
+            _execute_script(connection, script)
+        log = _schema(connection)
+        folds: dict[str, tuple[str, str]] = {}
+        for projection in projections:
+            before = _schema(connection)
+            for statement in create_statements(projection):
+                connection.execute(statement)
+            after = _schema(connection)
+            folds |= {name: (projection.name, after[name]) for name in after.keys() - before.keys()}
+    return log, folds

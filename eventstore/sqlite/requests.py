@@ -1,0 +1,145 @@
+"""What callers hand to the engine's threads, and how they learn what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from eventstore.sqlite.transaction import ReadTransaction, WriteTransaction
+
+__all__ = ["Checkpoint", "Read", "Request", "Write", "settle"]
+
+T = TypeVar("T")
+
+
+class Request(Generic[T]):
+    """One piece of work for an engine thread, and its outcome.
+
+    The outcome reaches an awaiting task through its loop, or a blocked thread through an event.
+    `on_done` runs before either, on the loop's thread, in the order in which requests were
+    committed, and also when the task that waited was cancelled: with the result, None on failure.
+    """
+
+    __slots__ = ("_done", "_error", "_future", "_loop", "_result", "on_done")
+
+    def __init__(self, on_done: Callable[[T | None], None] | None = None) -> None:
+        self.on_done = on_done
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._future: asyncio.Future[T] | None = None
+        self._done: threading.Event | None = None
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    def from_loop(self) -> asyncio.Future[T]:
+        """Binds the outcome to the running loop; call before handing the request over."""
+        self._loop = asyncio.get_running_loop()
+        self._future = self._loop.create_future()
+        return self._future
+
+    def from_thread(self) -> None:
+        """Binds the outcome to a thread that will call `wait`."""
+        self._done = threading.Event()
+
+    def wait(self) -> T:
+        """Blocks until the outcome is there; returns or raises it."""
+        assert self._done is not None
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def succeed(self, result: T) -> None:
+        """Sets the outcome; `settle` delivers it."""
+        self._result, self._error = result, None
+
+    def fail(self, error: BaseException) -> None:
+        """Sets the outcome; `settle` delivers it."""
+        self._error = error
+
+    def deliver(self) -> None:
+        """Hands the outcome to whoever waits, on the thread that may do so."""
+        self.call_back()
+        if self._done is not None:
+            self._done.set()
+        elif self._future is not None and not self._future.done():
+            if self._error is not None:
+                self._future.set_exception(self._error)
+            else:
+                self._future.set_result(self._result)  # type: ignore[arg-type]
+
+    def call_back(self) -> None:
+        """Runs the callback: all that is left to do when the loop that waited is gone."""
+        if self.on_done is not None:
+            self.on_done(None if self._error is not None else self._result)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that waits, None when a thread does."""
+        return self._loop
+
+
+class Read(Request[T]):
+    """A function of one snapshot."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[ReadTransaction], T]) -> None:
+        super().__init__()
+        self.function = function
+
+
+class Write(Request[T]):
+    """A function that writes, executed with others in one transaction.
+
+    It must leave the transaction as it found it when it raises an EventStoreError before its first
+    write; whatever it raises later makes the engine run it again alone. `find` looks for what it
+    stored when a commit's outcome is unknown: it returns the result, or None when it is not there.
+    With `alone` it has a transaction of its own in any case, for work that is long.
+    """
+
+    __slots__ = ("alone", "find", "full", "function")
+
+    def __init__(
+        self,
+        function: Callable[[WriteTransaction], T],
+        *,
+        find: Callable[[WriteTransaction], T | None] | None = None,
+        full: bool = False,
+        alone: bool = False,
+        on_done: Callable[[T | None], None] | None = None,
+    ) -> None:
+        super().__init__(on_done)
+        self.function = function
+        self.find = find
+        self.full = full
+        self.alone = alone
+
+
+class Checkpoint(Request[None]):
+    """Folds the WAL into the database file and empties it, as far as readers allow."""
+
+    __slots__ = ()
+
+
+def settle(requests: Iterable[Request[Any]]) -> None:
+    """Delivers outcomes with one wake-up per event loop, in the order given."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Request[Any]]] = {}
+    for request in requests:
+        if request.loop is None:
+            request.deliver()
+        else:
+            by_loop.setdefault(request.loop, []).append(request)
+    for loop, waiting in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver_all, waiting)
+        except RuntimeError:
+            # The loop is closed: nobody awaits, but the writer and the live objects go on.
+            for request in waiting:
+                request.call_back()
+
+
+def _deliver_all(requests: list[Request[Any]]) -> None:
+    for request in requests:
+        request.deliver()

@@ -1,0 +1,315 @@
+"""The SQLite backend: each operation as a function of one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from eventstore.changes import InlineProjection, Row
+from eventstore.cursor import Cursor
+from eventstore.errors import StoreClosed, WrongExpectedVersion
+from eventstore.events import EventType, NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.location import MEMORY
+from eventstore.sqlite import engine as engines
+from eventstore.sqlite.queries import migrations
+from eventstore.sqlite.requests import Read, Write
+from eventstore.sqlite.transaction import ReadTransaction, WriteTransaction
+from eventstore.store import Appended, Durability, Loaded, Window
+
+__all__ = ["SqliteEventStore"]
+
+T = TypeVar("T")
+
+_OWNERS_PER_QUERY: Final = 500
+_SHRINK_PAGES: Final = 1_000
+"""Pages given back per transaction, so that no writer waits long."""
+
+
+class SqliteEventStore:
+    """An EventStore in one SQLite file. See eventstore.store for what its methods promise."""
+
+    def __init__(
+        self,
+        path: str,
+        projections: Sequence[InlineProjection],
+        *,
+        durability: Durability = "normal",
+        for_rebuild: bool = False,
+    ) -> None:
+        if durability not in ("normal", "full"):
+            raise ValueError(f"durability must be 'normal' or 'full', not {durability!r}")
+        self._temporary: str | None = None
+        if path == MEMORY:
+            self._temporary = tempfile.mkdtemp(prefix="eventstore-")
+            path = str(Path(self._temporary) / "private.sqlite3")
+        self._path = path
+        self._process = os.getpid()
+        self._projections = tuple(projections)
+        self._durability = durability
+        self._closed = False
+        self._lock = threading.Lock()
+        self._engine = engines.acquire(path, self._projections, for_rebuild=for_rebuild)
+
+    @property
+    def path(self) -> str:
+        """The database file."""
+        return self._path
+
+    @property
+    def projections(self) -> Sequence[InlineProjection]:
+        """The folds whose rows are written with every append."""
+        return self._projections
+
+    def create(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
+        """Makes a stream with its first event."""
+
+        def function(transaction: WriteTransaction) -> Loaded:
+            stream = transaction.open_stream(key)
+            return _loaded(transaction, transaction.append(stream, event).stream)
+
+        def find(transaction: WriteTransaction) -> Loaded | None:
+            stream = transaction.find_stream(key)
+            if stream is None or not transaction.has_event(stream, event):
+                return None
+            return _loaded(transaction, stream)
+
+        return self._running().future(Write(function, find=find, full=self._full))
+
+    def append(
+        self,
+        key: StreamKey,
+        event: NewEvent,
+        cursor: Cursor,
+        on_done: Callable[[Appended | None], None] | None = None,
+    ) -> asyncio.Future[Appended]:
+        """Appends a conversation event behind the one the cursor stands at."""
+
+        def function(transaction: WriteTransaction) -> Appended:
+            stream = transaction.require_stream(key)
+            if not _is_current(transaction, stream, cursor):
+                stored = _stored(transaction, stream, event, cursor)
+                if stored is None:
+                    raise WrongExpectedVersion(
+                        str(key), repr(cursor), f"{stream.id}:{stream.conversation_version}"
+                    )
+                return stored
+            try:
+                recorded = transaction.append(stream, event)
+            except sqlite3.IntegrityError:
+                # The event id is taken: by this very event, or else `_stored` raises.
+                if (stored := _stored(transaction, stream, event, cursor)) is None:
+                    raise
+                return stored
+            transaction.moved[cursor] = (stream.id, recorded.version)
+            return Appended(stream.id, recorded.version, stream.conversation_version, False)
+
+        def find(transaction: WriteTransaction) -> Appended | None:
+            stream = transaction.find_stream(key)
+            return None if stream is None else _stored(transaction, stream, event, cursor)
+
+        return self._running().future(Write(function, find=find, full=self._full, on_done=on_done))
+
+    def set_state(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
+        """Appends an event that is no part of the conversation."""
+
+        def function(transaction: WriteTransaction) -> Loaded:
+            stream = transaction.require_stream(key)
+            return _loaded(transaction, transaction.append(stream, event).stream)
+
+        def find(transaction: WriteTransaction) -> Loaded | None:
+            stream = transaction.find_stream(key)
+            if stream is None or not transaction.has_event(stream, event):
+                return None
+            return _loaded(transaction, stream)
+
+        return self._running().future(Write(function, find=find, full=self._full))
+
+    def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
+        """Ends a stream with a tombstone."""
+
+        def function(transaction: WriteTransaction) -> bool:
+            if (stream := transaction.find_stream(key)) is None:
+                return False
+            transaction.append(stream, event)
+            transaction.close_stream(stream)
+            return True
+
+        def find(transaction: WriteTransaction) -> bool | None:
+            return True if transaction.find_stream(key) is None else None
+
+        return self._running().future(Write(function, find=find, full=self._full))
+
+    def load(
+        self, key: StreamKey, window: Window, convert: Callable[[Loaded], T]
+    ) -> asyncio.Future[T | None]:
+        """Reads a stream in one snapshot; None when there is none."""
+
+        def function(transaction: ReadTransaction) -> T | None:
+            if (stream := transaction.find_stream(key)) is None:
+                return None
+            return convert(_loaded(transaction, stream, _events(transaction, stream, window)))
+
+        return self._running().future(Read(function))
+
+    def load_sessions(
+        self, app_name: str, user_id: str | None, convert: Callable[[Loaded], T]
+    ) -> asyncio.Future[list[T]]:
+        """Reads all live sessions of an app, or of one user of it, without events."""
+
+        def function(transaction: ReadTransaction) -> list[T]:
+            streams = transaction.sessions(app_name, user_id)
+            rows = _rows_by_owner(transaction, streams)
+            return [
+                convert(
+                    Loaded(
+                        stream,
+                        {
+                            table: [row for o in _owners(stream) for row in owned.get(o, ())]
+                            for table, owned in rows.items()
+                        },
+                        (),
+                    )
+                )
+                for stream in streams
+            ]
+
+        return self._running().future(Read(function))
+
+    def load_rows(self, key: StreamKey, table: str) -> asyncio.Future[Sequence[Row]]:
+        """The rows of a projection that belong to one stream."""
+
+        def function(transaction: ReadTransaction) -> Sequence[Row]:
+            stream = transaction.find_stream(key)
+            return () if stream is None else transaction.rows(table, [stream.id])
+
+        return self._running().future(Read(function))
+
+    def barrier(self) -> asyncio.Future[None]:
+        """Done when everything handed over before it is."""
+        return self._running().future(Write(lambda _: None))
+
+    def transact(self, function: Callable[[WriteTransaction], T]) -> T:
+        """Runs maintenance in one transaction of its own, while other writers wait."""
+        return self._running().call(Write(function, full=self._full, alone=True))
+
+    def shrink(self) -> int:
+        """Gives unused space back to the file system; returns how many bytes."""
+        before = Path(self._path).stat().st_size
+        while self.transact(_free_pages):
+            pass
+        self._running().checkpoint()
+        return max(0, before - Path(self._path).stat().st_size)
+
+    def stats(self) -> dict[str, Any]:
+        """Facts about the store: counts, sizes, versions, settings."""
+        counts = self._running().call(Read(lambda transaction: transaction.counts()))
+        size = Path(self._path).stat().st_size
+        wal = Path(f"{self._path}-wal")
+        return {
+            **counts,
+            "path": self._path,
+            "db_size_mb": round(size / 1e6, 3),
+            "wal_size_mb": round(wal.stat().st_size / 1e6, 3) if wal.exists() else 0.0,
+            "schema_version": len(migrations()),
+            "projections": {p.name: p.version for p in self._projections},
+            "durability": self._durability,
+            "sqlite_version": sqlite3.sqlite_version,
+        }
+
+    def close(self) -> None:
+        """Executes what was handed over and lets go of the file. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        engines.release(self._engine)
+        if self._temporary is not None and os.getpid() == self._process:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def _full(self) -> bool:
+        return self._durability == "full"
+
+    def _running(self) -> engines.Engine:
+        """The engine, begun anew in a forked child."""
+        if self._closed:
+            raise StoreClosed(self._path)
+        if self._engine.abandoned:
+            with self._lock:
+                if self._engine.abandoned:
+                    self._engine = engines.acquire(self._path, self._projections)
+        return self._engine
+
+
+def _owners(stream: Stream) -> tuple[int, int, int]:
+    return stream.id, stream.user_stream_id, stream.app_stream_id
+
+
+def _loaded(
+    transaction: ReadTransaction, stream: Stream, events: Sequence[RecordedEvent] = ()
+) -> Loaded:
+    owners = _owners(stream)
+    return Loaded(
+        stream, {name: transaction.rows(name, owners) for name in transaction.tables}, events
+    )
+
+
+def _events(
+    transaction: ReadTransaction, stream: Stream, window: Window
+) -> Sequence[RecordedEvent]:
+    if window.last == 0:
+        return ()
+    if window.since is not None:
+        return transaction.read_conversation_since(stream, window.since, window.last)
+    if window.last is not None:
+        return transaction.read_conversation_tail(stream, window.last)
+    return [event for event in transaction.read(stream) if event.type == EventType.ADK_EVENT]
+
+
+def _rows_by_owner(
+    transaction: ReadTransaction, streams: Sequence[Stream]
+) -> dict[str, dict[int, list[Row]]]:
+    owners = list({owner for stream in streams for owner in _owners(stream)})
+    found: dict[str, dict[int, list[Row]]] = {name: {} for name in transaction.tables}
+    for start in range(0, len(owners), _OWNERS_PER_QUERY):
+        chunk = owners[start : start + _OWNERS_PER_QUERY]
+        for name, owned in found.items():
+            for row in transaction.rows(name, chunk):
+                owned.setdefault(int(row[0]), []).append(row)
+    return found
+
+
+def _is_current(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> bool:
+    """Whether the cursor stands at the stream's last conversation event."""
+    stream_id, version = transaction.moved.get(cursor, (cursor.stream_id, cursor.version))
+    if version is not None:
+        return stream_id == stream.id and version == stream.conversation_version
+    event_id, timestamp = transaction.event_identity(stream, stream.conversation_version)
+    return event_id == cursor.last_event_id or timestamp == cursor.last_timestamp
+
+
+def _stored(
+    transaction: WriteTransaction, stream: Stream, event: NewEvent, cursor: Cursor
+) -> Appended | None:
+    """Where this very event is stored already; the holder that only missed it catches up."""
+    if (version := transaction.stored_version(stream, event)) is None:
+        return None
+    previous = transaction.previous_conversation_version(stream, version)
+    if transaction.moved.get(cursor, (cursor.stream_id, cursor.version)) == (stream.id, previous):
+        transaction.moved[cursor] = (stream.id, version)
+    return Appended(stream.id, version, previous, True)
+
+
+def _free_pages(transaction: WriteTransaction) -> bool:
+    """Gives back some pages; returns whether there are more."""
+    connection = transaction.connection
+    connection.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+    (left,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return bool(left)

@@ -1,0 +1,384 @@
+"""What can be done inside one transaction: reading the log, and appending to it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from eventstore.chain import digest, first_link, next_link
+from eventstore.changes import InlineProjection, Row
+from eventstore.cursor import Cursor
+from eventstore.encoding import decode, encode
+from eventstore.errors import (
+    CorruptEvent,
+    EventIdConflict,
+    StreamExists,
+    StreamNotFound,
+)
+from eventstore.events import (
+    CONVERSATION_TYPES,
+    EventType,
+    NewEvent,
+    RecordedEvent,
+    Stream,
+    StreamKey,
+    StreamKind,
+)
+from eventstore.sqlite.queries import QUERIES
+from eventstore.sqlite.tables import ProjectionTable, create_statements, drop_statements
+
+__all__ = ["ReadTransaction", "WriteTransaction"]
+
+_Q: Final = QUERIES
+_NO_LIMIT: Final = -1
+_PAGE_ROWS: Final = 2_000
+SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
+
+
+def _stream(row: Sequence[Any]) -> Stream:
+    key = StreamKey(StreamKind(row[1]), row[2], row[3], row[4])
+    return Stream(row[0], key, *row[5:])
+
+
+def _recorded(stream: Stream, row: Sequence[Any]) -> RecordedEvent:
+    """Makes an event of a row of one of the read_* statements, its digests checked."""
+    delta, data = row[10], row[11]
+    if (delta is not None and digest(delta) != row[12]) or (
+        data is not None and digest(data) != row[13]
+    ):
+        raise CorruptEvent(str(stream.key), row[1], row[0], "its content does not match its digest")
+    return RecordedEvent(row[0], stream, *row[1:12])
+
+
+class ReadTransaction:
+    """Reads of one consistent snapshot."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, tables: Mapping[str, ProjectionTable]
+    ) -> None:
+        self.connection = connection
+        self.tables = tables
+
+    def find_stream(self, key: StreamKey) -> Stream | None:
+        """The live stream with this key, None when there is none."""
+        row = self.connection.execute(
+            _Q["find_stream"], (key.app_name, key.kind, key.user_id, key.session_id)
+        ).fetchone()
+        return None if row is None else Stream(row[0], key, *row[1:])
+
+    def require_stream(self, key: StreamKey) -> Stream:
+        """The live stream with this key.
+
+        Raises:
+            StreamNotFound: there is none.
+        """
+        if (stream := self.find_stream(key)) is None:
+            raise StreamNotFound(str(key))
+        return stream
+
+    def get_stream(self, stream_id: int) -> Stream:
+        """A stream by its id, deleted ones included."""
+        return _stream(self.connection.execute(_Q["get_stream"], (stream_id,)).fetchone())
+
+    def sessions(self, app_name: str, user_id: str | None) -> list[Stream]:
+        """The live session streams of an app, or of one user in it, in no particular order."""
+        if user_id is None:
+            cursor = self.connection.execute(_Q["sessions_of_app"], (app_name,))
+        else:
+            cursor = self.connection.execute(_Q["sessions_of_user"], (app_name, user_id))
+        return [_stream(row) for row in cursor]
+
+    def rows(self, table: str, owners: Sequence[int]) -> list[Row]:
+        """The rows of a projection table that belong to any of the streams, in key order."""
+        return self.tables[table].rows(self.connection, owners)
+
+    def read(self, stream: Stream) -> list[RecordedEvent]:
+        """Every event of a stream, oldest first.
+
+        Raises:
+            CorruptEvent: a digest does not match, or a version is missing.
+        """
+        cursor = self.connection.execute(_Q["read_stream_forward"], (stream.id, 0))
+        events = [_recorded(stream, row) for row in cursor]
+        self._check_dense(stream, events, first=1)
+        return events
+
+    def read_conversation_tail(self, stream: Stream, count: int) -> list[RecordedEvent]:
+        """The last `count` conversation events of a stream, oldest first, in O(count)."""
+        tail: list[RecordedEvent] = []
+        conversation = 0
+        before = stream.version + 1
+        # Events that are no conversation may lie between: read on until there are enough.
+        while conversation < count and before > 1:
+            page = self.connection.execute(
+                _Q["read_stream_backward"], (stream.id, before, count - conversation)
+            ).fetchall()
+            if not page:
+                break
+            events = [_recorded(stream, row) for row in page]
+            conversation += sum(event.type == EventType.ADK_EVENT for event in events)
+            tail.extend(events)
+            before = events[-1].version
+        tail.reverse()
+        self._check_dense(stream, tail, first=stream.version - len(tail) + 1)
+        return [event for event in tail if event.type == EventType.ADK_EVENT]
+
+    def read_conversation_since(
+        self, stream: Stream, timestamp: float, count: int | None
+    ) -> list[RecordedEvent]:
+        """The last `count` conversation events not older than `timestamp`, in stream order."""
+        limit = _NO_LIMIT if count is None else count
+        rows = self.connection.execute(
+            _Q["read_conversation_since"], (stream.id, timestamp, limit)
+        ).fetchall()
+        return [_recorded(stream, row) for row in reversed(rows)]
+
+    def read_all(self, after: int = 0) -> Iterator[RecordedEvent]:
+        """The whole log in position order, from behind `after`, without payloads.
+
+        Raises:
+            CorruptEvent: a delta does not match its digest.
+        """
+        streams: dict[int, Stream] = {}
+        while rows := self.connection.execute(_Q["read_all"], (after, _PAGE_ROWS)).fetchall():
+            for row in rows:
+                if (stream := streams.get(row[0])) is None:
+                    stream = streams[row[0]] = self.get_stream(row[0])
+                yield _recorded(stream, row[1:])
+            after = rows[-1][1]
+
+    def table_rows(self, projection: InlineProjection) -> Iterator[Row] | None:
+        """Every row of a projection's table in key order; None when it lacks its columns."""
+        try:
+            return self.tables[projection.name].all_rows(self.connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table, or column
+                return None
+            raise
+
+    def event_identity(self, stream: Stream, version: int) -> tuple[str, float]:
+        """The event id and timestamp at a version of a stream."""
+        row = self.connection.execute(_Q["event_identity"], (stream.id, version)).fetchone()
+        if row is None:
+            raise CorruptEvent(str(stream.key), version, 0, "it is missing")
+        return row[0], row[1]
+
+    def deleted_streams(self, count: int) -> list[Stream]:
+        """Up to `count` streams that were closed and whose events were not scavenged yet."""
+        return [_stream(row) for row in self.connection.execute(_Q["deleted_streams"], (count,))]
+
+    def previous_conversation_version(self, stream: Stream, version: int) -> int:
+        """The version of the conversation event before the one at `version`, 0 for none."""
+        row = self.connection.execute(_Q["previous_conversation"], (stream.id, version)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def was_written_by(self, position: int, stream: Stream) -> bool:
+        """Whether the event at a position belongs to a stream."""
+        row = self.connection.execute(_Q["event_of_stream"], (position, stream.id)).fetchone()
+        return row is not None
+
+    def counts(self) -> dict[str, int]:
+        """Rows per projection table, events, and the head position."""
+        events, head = self.connection.execute(_Q["count_events"]).fetchone()
+        rows = {name: table.count(self.connection) for name, table in self.tables.items()}
+        return {**rows, "events": events, "head": head}
+
+    @staticmethod
+    def _check_dense(stream: Stream, events: Sequence[RecordedEvent], *, first: int) -> None:
+        """Versions run from `first` to the head without a hole."""
+        for expected, event in enumerate(events, first):
+            if event.version != expected:
+                raise CorruptEvent(str(stream.key), expected, event.position, "it is missing")
+        if first + len(events) != stream.version + 1:
+            raise CorruptEvent(str(stream.key), first + len(events), 0, "it is missing")
+
+
+class WriteTransaction(ReadTransaction):
+    """Reads and writes inside one BEGIN IMMEDIATE, so the head read here is the head."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        tables: Mapping[str, ProjectionTable],
+        codecs: dict[str, int],
+    ) -> None:
+        super().__init__(connection, tables)
+        self._codecs = codecs
+        self.moved: dict[Cursor, tuple[int, int]] = {}
+        """Where cursors stand once this transaction is committed: stream id and version."""
+        self._changes_before = connection.total_changes
+
+    def changes(self) -> int:
+        """Rows written in this transaction so far."""
+        return self.connection.total_changes - self._changes_before
+
+    def open_stream(self, key: StreamKey) -> Stream:
+        """Makes a new live stream, and the streams of its user and app where they are missing.
+
+        Raises:
+            StreamExists: a live stream has this key.
+        """
+        if self.find_stream(key) is not None:
+            raise StreamExists(str(key))
+        user = app = 0
+        if key.kind in (StreamKind.SESSION, StreamKind.USER):
+            app = self._ensure_stream(StreamKey(StreamKind.APP, key.app_name))
+        if key.kind is StreamKind.SESSION:
+            user = self._ensure_stream(StreamKey(StreamKind.USER, key.app_name, key.user_id))
+        nonce = os.urandom(16)
+        chain = first_link(key, nonce)
+        cursor = self.connection.execute(
+            _Q["insert_stream"],
+            (key.kind, key.app_name, key.user_id, key.session_id, user, app, nonce, chain),
+        )
+        assert cursor.lastrowid is not None
+        return Stream(cursor.lastrowid, key, user, app, 0, 0, chain)
+
+    def append(self, stream: Stream, event: NewEvent) -> RecordedEvent:
+        """Writes one event behind the head, moves the head and applies the projections.
+
+        Returns the recorded event, whose `stream` has the new head.
+
+        Raises:
+            sqlite3.IntegrityError: the stream holds an event with this id; nothing was written.
+        """
+        if stream.version == 0:
+            event = self._with_identity(stream, event)
+        version = stream.version + 1
+        recorded_at = time.time_ns() // 1000
+        delta_digest, data_digest = digest(event.delta), digest(event.data)
+        chain = next_link(
+            stream.chain,
+            version=version,
+            event_id=event.event_id,
+            event_type=event.type,
+            schema_version=event.schema_version,
+            encoding=event.encoding,
+            recorded_at=recorded_at,
+            timestamp=event.timestamp,
+            author=event.author,
+            invocation_id=event.invocation_id,
+            delta_digest=delta_digest,
+            data_digest=data_digest,
+        )
+        cursor = self.connection.execute(
+            _Q["insert_event"],
+            (
+                stream.id,
+                version,
+                event.event_id,
+                event.type,
+                event.schema_version,
+                recorded_at,
+                event.timestamp,
+                event.author,
+                event.invocation_id,
+                self._codec(event.codec),
+                event.encoding,
+                delta_digest,
+                data_digest,
+                chain,
+                None if event.delta is None else event.delta.decode(),
+                None if event.data is None else event.data.decode(),
+            ),
+        )
+        assert cursor.lastrowid is not None
+        conversation = version if event.type in CONVERSATION_TYPES else stream.conversation_version
+        self.connection.execute(_Q["move_head"], (version, conversation, chain, stream.id))
+        recorded = RecordedEvent(
+            cursor.lastrowid,
+            stream._replace(version=version, conversation_version=conversation, chain=chain),
+            version,
+            event.event_id,
+            event.type,
+            event.schema_version,
+            recorded_at,
+            event.timestamp,
+            event.author,
+            event.invocation_id,
+            event.encoding,
+            event.delta,
+            event.data,
+        )
+        for table in self.tables.values():
+            table.apply(self.connection, table.projection.apply(recorded))
+        return recorded
+
+    def stored_version(self, stream: Stream, event: NewEvent) -> int | None:
+        """The version at which this very event is stored already, None when it is not.
+
+        Raises:
+            EventIdConflict: its id is stored with other content.
+        """
+        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
+        if row is None:
+            return None
+        same = (event.type, event.encoding, digest(event.delta), digest(event.data))
+        if tuple(row[1:]) != same:
+            raise EventIdConflict(str(stream.key), event.event_id, row[0])
+        return int(row[0])
+
+    def has_event(self, stream: Stream, event: NewEvent) -> bool:
+        """Whether the stream holds an event with this one's id."""
+        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
+        return row is not None
+
+    def close_stream(self, stream: Stream) -> None:
+        """Ends a stream's life: its key may be used again, by a new stream."""
+        self.connection.execute(_Q["close_stream"], (stream.id,))
+
+    @contextmanager
+    def maintenance(self, reason: str) -> Iterator[None]:
+        """Lets events be removed while it lasts; the transaction must log what it did."""
+        self.connection.execute(_Q["begin_maintenance"], (reason,))
+        yield
+        self.connection.execute(_Q["end_maintenance"])
+
+    def scavenge(self, stream: Stream) -> int:
+        """Removes the events of a closed stream and blanks its identity; returns how many.
+
+        The row keeps the last version and chain link. Only inside a maintenance transaction.
+        """
+        removed = self.connection.execute(_Q["delete_events"], (stream.id,)).rowcount
+        self.connection.execute(_Q["forget_stream"], (stream.id,))
+        return removed
+
+    def ensure_system_stream(self) -> Stream:
+        """The stream that maintenance logs itself on."""
+        return self.get_stream(self._ensure_stream(SYSTEM))
+
+    def replace_table(self, projection: InlineProjection, rows: Iterable[Row]) -> None:
+        """Makes the table and views of a projection anew with these rows; marks it active."""
+        for statement in (*drop_statements(projection), *create_statements(projection)):
+            self.connection.execute(statement)
+        self.connection.execute(_Q["activate_projection"], (projection.name, projection.version))
+        self.tables[projection.name].fill(self.connection, rows)
+
+    def _with_identity(self, stream: Stream, event: NewEvent) -> NewEvent:
+        """Puts what the `streams` row says into the first event, so that it can be made again."""
+        (nonce,) = self.connection.execute(_Q["get_nonce"], (stream.id,)).fetchone()
+        data = {} if event.data is None else decode(event.data, event.encoding)
+        data["stream"] = {**stream.key._asdict(), "nonce": nonce.hex()}
+        (text,), encoding = encode([data], str(stream.key))
+        return msgspec.structs.replace(event, data=text, encoding=max(encoding, event.encoding))
+
+    def _ensure_stream(self, key: StreamKey) -> int:
+        stream = self.find_stream(key)
+        return (stream or self.open_stream(key)).id
+
+    def _codec(self, fingerprint: str) -> int:
+        known = self._codecs.get(fingerprint)
+        if known is None:
+            row = self.connection.execute(_Q["find_codec"], (fingerprint,)).fetchone()
+            if row is None:
+                cursor = self.connection.execute(_Q["insert_codec"], (fingerprint,))
+                assert cursor.lastrowid is not None
+                row = (cursor.lastrowid,)
+            known = self._codecs[fingerprint] = int(row[0])
+        return known
