@@ -18,7 +18,7 @@ from google.adk.sessions import BaseSessionService, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.events import AGENT, event_stream
-from benchmarks.services import CONTENDERS, Contender, pragmas
+from benchmarks.services import CONTENDERS, Contender, pragmas, recorded_connections
 
 APP, USER = "bench", "user"
 APPENDS_PER_SESSION = 100
@@ -39,13 +39,14 @@ class Bench:
         self.contender = contender
         self.database = database
         self.events = event_stream()
-        self.service: BaseSessionService = contender.open(database)
         self.counter = 0
         self.seconds_awaited = 0.0
         self._filled: dict[int, str] = {}
         self._growing: dict[str, tuple[Session, int]] = {}
-        self.run(self.create_session())
-        self.pragmas = pragmas(contender, database)
+        with recorded_connections() as opened:
+            self.service: BaseSessionService = contender.open(database)
+            self.run(self.create_session())
+        self.pragmas = pragmas(database, opened)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop all services share."""

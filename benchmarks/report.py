@@ -94,5 +94,5 @@ def _print_notes(
     )
     for name, contender in CONTENDERS.items():
         title = contender.title.replace("-\n", "").replace("\n", ", ")
-        console.print(f"  {title}: {facts[name]['pragmas']}; {facts[name]['promise']}")
+        console.print(f"  {title}: {facts[name]['pragmas']}; promise: {facts[name]['promise']}")
     console.print()

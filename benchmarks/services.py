@@ -1,9 +1,12 @@
 """The session services that are measured side by side."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 from google.adk.sessions.database_session_service import DatabaseSessionService
@@ -22,28 +25,23 @@ class Contender:
     title: str
     open: Callable[[Path], BaseSessionService]
     promise: str
-    synchronous: str | None = None
-    """What the service sets; None when it leaves SQLite's default."""
 
 
 CONTENDERS = {
     OURS: Contender(
         "adk_eventstore\nnormal (default)",
         lambda path: adk_adapter.DatabaseSessionService(str(path), durability="normal"),
-        "the weaker promise: commits do not wait for the disk,\n    "
-        "so a power cut may lose the last ones; a crashed process loses none",
-        "NORMAL",
+        "weaker: no commit waits for the disk; a power cut may take the last ones",
     ),
     OURS_FULL: Contender(
         "adk_eventstore\nfull",
         lambda path: adk_adapter.DatabaseSessionService(str(path), durability="full"),
         "every commit waits for the disk",
-        "FULL",
     ),
     "memory": Contender(
         "ADK InMemory-\nSessionService",
         lambda path: InMemorySessionService(),
-        "nothing survives the process",
+        "nothing",
     ),
     "sqlite": Contender(
         "ADK Sqlite-\nSessionService",
@@ -58,16 +56,43 @@ CONTENDERS = {
 }
 
 
-def pragmas(contender: Contender, path: Path) -> str:
-    """The journal and synchronous modes a service's database runs with."""
+@contextmanager
+def recorded_connections() -> Iterator[list[sqlite3.Connection]]:
+    """Collect the connections that are opened meanwhile."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def record(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    with mock.patch.object(sqlite3, "connect", record):
+        yield opened
+
+
+def pragmas(path: Path, opened: Sequence[sqlite3.Connection]) -> str:
+    """The modes a service writes with, asked of its own connection, not taken from its settings."""
     if not path.exists():
         return "no file"
     connection = sqlite3.connect(path)
     try:
         (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
-        (level,) = connection.execute("PRAGMA synchronous").fetchone()
+        # ADK's connections are closed or bound to a thread by now. They change
+        # nothing here, so a fresh connection has what they have.
+        levels = {level for own in opened if (level := _synchronous(own)) is not None}
+        levels = levels or {_synchronous(connection) or 0}
     finally:
         connection.close()
-    # Per connection, so this fresh one can only tell SQLite's default.
-    default = ["OFF", "NORMAL", "FULL", "EXTRA"][level]
-    return f"journal_mode={journal.upper()}, synchronous={contender.synchronous or default}"
+    names = ("OFF", "NORMAL", "FULL", "EXTRA")
+    found = "/".join(names[level] for level in sorted(levels))
+    return f"journal_mode={journal.upper()}, synchronous={found}"
+
+
+def _synchronous(connection: sqlite3.Connection) -> int | None:
+    """The level of a connection that may write, or None when it cannot be asked."""
+    try:
+        (read_only,) = connection.execute("PRAGMA query_only").fetchone()
+        (level,) = connection.execute("PRAGMA synchronous").fetchone()
+    except sqlite3.ProgrammingError:
+        return None
+    return None if read_only else int(level)

@@ -77,8 +77,8 @@ class MaintenanceTransaction(Protocol):
     def read_all(self, after: int = 0) -> Iterator[RecordedEvent]:
         """The whole log in position order, without payloads."""
 
-    def table_rows(self, projection: InlineProjection) -> Iterator[Row] | None:
-        """Every row of a projection's table in key order; None when it lacks its columns."""
+    def table_rows(self, projection: InlineProjection) -> Sequence[Row] | None:
+        """Every row of a projection's table; None when it lacks its columns."""
 
     def replace_table(self, projection: InlineProjection, rows: Iterable[Row]) -> None:
         """Makes a projection's table and views anew with these rows."""

@@ -73,7 +73,7 @@ def test_a_rebuild_changes_nothing(told: Told, table: str) -> None:
 
 
 def test_sessions_can_be_read_with_sql(told: Told) -> None:
-    assert len(told.db.execute("SELECT * FROM adk_sessions;").fetchall()) == 3
+    assert len(told.db.execute("SELECT * FROM adk_sessions;").fetchall()) == 11
 
 
 def test_events_can_be_read_with_sql(told: Told) -> None:

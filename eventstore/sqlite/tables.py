@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from eventstore.changes import (
@@ -98,9 +98,9 @@ class ProjectionTable:
         sql = f"{self._select} WHERE {self._table.owner} IN ({marks}) ORDER BY {order}"
         return connection.execute(sql, tuple(owners)).fetchall()
 
-    def all_rows(self, connection: sqlite3.Connection) -> Iterator[Row]:
-        """Every row of the table, in key order."""
-        return connection.execute(f"{self._select} ORDER BY {', '.join(self._key)}")
+    def all_rows(self, connection: sqlite3.Connection) -> list[Row]:
+        """Every row of the table."""
+        return connection.execute(self._select).fetchall()
 
     def fill(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
         """Inserts whole rows into an empty table."""

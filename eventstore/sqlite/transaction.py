@@ -57,7 +57,11 @@ def _recorded(stream: Stream, row: Sequence[Any]) -> RecordedEvent:
 
 
 class ReadTransaction:
-    """Reads of one consistent snapshot."""
+    """Reads of one consistent snapshot.
+
+    Every statement is fetched whole before its rows are looked at: a cursor that an exception
+    keeps alive would hold the snapshot, and the WAL with it.
+    """
 
     def __init__(
         self, connection: sqlite3.Connection, tables: Mapping[str, ProjectionTable]
@@ -92,7 +96,7 @@ class ReadTransaction:
             cursor = self.connection.execute(_Q["sessions_of_app"], (app_name,))
         else:
             cursor = self.connection.execute(_Q["sessions_of_user"], (app_name, user_id))
-        return [_stream(row) for row in cursor]
+        return [_stream(row) for row in cursor.fetchall()]
 
     def rows(self, table: str, owners: Sequence[int]) -> list[Row]:
         """The rows of a projection table that belong to any of the streams, in key order."""
@@ -104,8 +108,8 @@ class ReadTransaction:
         Raises:
             CorruptEvent: a digest does not match, or a version is missing.
         """
-        cursor = self.connection.execute(_Q["read_stream_forward"], (stream.id, 0))
-        events = [_recorded(stream, row) for row in cursor]
+        rows = self.connection.execute(_Q["read_stream_forward"], (stream.id, 0)).fetchall()
+        events = [_recorded(stream, row) for row in rows]
         self._check_dense(stream, events, first=1)
         return events
 
@@ -153,8 +157,8 @@ class ReadTransaction:
                 yield _recorded(stream, row[1:])
             after = rows[-1][1]
 
-    def table_rows(self, projection: InlineProjection) -> Iterator[Row] | None:
-        """Every row of a projection's table in key order; None when it lacks its columns."""
+    def table_rows(self, projection: InlineProjection) -> Sequence[Row] | None:
+        """Every row of a projection's table; None when it lacks its columns."""
         try:
             return self.tables[projection.name].all_rows(self.connection)
         except sqlite3.OperationalError as error:
@@ -171,7 +175,8 @@ class ReadTransaction:
 
     def deleted_streams(self, count: int) -> list[Stream]:
         """Up to `count` streams that were closed and whose events were not scavenged yet."""
-        return [_stream(row) for row in self.connection.execute(_Q["deleted_streams"], (count,))]
+        rows = self.connection.execute(_Q["deleted_streams"], (count,)).fetchall()
+        return [_stream(row) for row in rows]
 
     def previous_conversation_version(self, stream: Stream, version: int) -> int:
         """The version of the conversation event before the one at `version`, 0 for none."""

@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[2]
 TIME_LIMIT_SECONDS = 60
 EXIT_CODE_IF_KILLED = -signal.SIGKILL if os.name == "posix" else int(signal.SIGTERM)
 
+# With nothing of its own yet, a session sees what its user and its app know.
+NEW_SESSION_SCOPES = {"ada": {"user", "app"}, "grace": {"app"}}
+
 Facts = dict[str, Any]
 
 
@@ -82,23 +85,28 @@ class Demo:
             self.check_scopes(found["state"])
             model = found["state"]["model"]
             check(model == before["model"], "the trained model's record is the same, to the digit")
+            start = {u: scopes(state) for u, state in first(reports, "start")["start"].items()}
+            check(
+                start == NEW_SESSION_SCOPES,
+                "a new session of Ada's has her user state and the app's, one of Grace's the app's",
+            )
             heading("   It goes on with the conversation")
             final = first(reports, "found")
-            others = [first(reports, "user"), first(reports, "user")]
-            stats = first(reports, "stats")
+            stats = first(reports, "stats")["stats"]
         heading("   That changes")
-        new = {k: v for k, v in final["state"].items() if found["state"].get(k) != v}
-        old = {k: v for k, v in found["state"].items() if k in new}
-        display.show_states(("after the kill", old), ("at the end", new))
-        verbatim(f"get_stats(): {stats['stats']}\n")
+        changed = {k: v for k, v in final["state"].items() if found["state"].get(k) != v}
+        was = {k: v for k, v in found["state"].items() if k in changed}
+        display.show_states(("after the kill", was), ("at the end", changed))
         self.check_session(final)
         check(
             final["state"]["model"] == model and final["state"]["last_prediction"],
             "the model from the killed process was evaluated and used, not trained again",
         )
+        rows = {name: len(rows) for name, rows in self.tables().items()}
         check(
-            [scopes(facts["state"]) for facts in others] == [{"user", "app"}, {"app"}],
-            "Ada's next session starts with her user state and the app's, Grace's with the app's",
+            (stats["sessions"], stats["state_keys"]) == (rows["adk_sessions"], rows["adk_state"]),
+            f"get_stats() counts them: {stats['sessions']} sessions, {stats['events']} events,"
+            f" {stats['state_keys']} state keys, {stats['db_size_mb']} MB",
         )
 
     def rebuild(self) -> None:

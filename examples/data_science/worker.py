@@ -13,10 +13,10 @@ from time import perf_counter
 from typing import Any
 
 from google.adk.events import Event
-from google.adk.sessions import Session
+from google.adk.sessions import Session as AdkSession
 from google.genai import types
 
-from adk_adapter import DatabaseSessionService
+from adk_adapter import DatabaseSessionService, Session
 
 from .agent import APP_NAME, make_agent, make_runner
 from .scripted_model import ScriptedModel
@@ -41,21 +41,21 @@ LATER_TURNS = [
 class ReportingSessionService(DatabaseSessionService):
     """The session service, reporting every operation with the time it took."""
 
-    async def create_session(self, **arguments: Any) -> Session:
+    async def create_session(self, *args: Any, **kwargs: Any) -> Session:
         """Creates a session, and reports it."""
         started = perf_counter()
-        session = await super().create_session(**arguments)
+        session = await super().create_session(*args, **kwargs)
         report("create", started, session=session.id)
         return session
 
-    async def get_session(self, **arguments: Any) -> Session | None:
+    async def get_session(self, *args: Any, **kwargs: Any) -> Session | None:
         """Gets a session, and reports it."""
         started = perf_counter()
-        session = await super().get_session(**arguments)
+        session = await super().get_session(*args, **kwargs)
         report("get", started)
         return session
 
-    async def append_event(self, session: Session, event: Event) -> Event:
+    async def append_event(self, session: AdkSession, event: Event) -> Event:
         """Appends an event, and reports it with the state that the session has by then."""
         # Noted first, as the service takes these keys out: they are not to be stored.
         temporary = [key for key in event.actions.state_delta if key.startswith("temp:")]
@@ -80,7 +80,7 @@ def dump(event: Event) -> dict[str, Any]:
     return event.model_dump(mode="json", exclude_none=True)
 
 
-def lasting(session: Session) -> dict[str, Any]:
+def lasting(session: AdkSession) -> dict[str, Any]:
     """The state of a session, all scopes, without the keys that last for one turn only."""
     return {key: value for key, value in session.state.items() if not key.startswith("temp:")}
 
@@ -107,12 +107,20 @@ async def begin(service: DatabaseSessionService) -> None:
 async def resume(service: DatabaseSessionService, session_id: str) -> None:
     """The second process: looks at what is there, and goes on."""
     await look(service, session_id)
+    await open_sessions(service)
     await talk(service, session_id, LATER_TURNS)
     await look(service, session_id)
-    for user in (USER, OTHER_USER):
-        session = await service.create_session(app_name=APP_NAME, user_id=user)
-        tell(user=user, state=lasting(session))
     tell(stats=service.get_stats())
+
+
+async def open_sessions(service: DatabaseSessionService) -> None:
+    """Opens new sessions, and reports the state they start with."""
+    start = {}
+    # Several, so that the time it takes is not only that of a process's very first operation.
+    for user in (USER, OTHER_USER) * 5:
+        session = await service.create_session(app_name=APP_NAME, user_id=user)
+        start[user] = lasting(session)
+    tell(start=start)
 
 
 async def look(service: DatabaseSessionService, session_id: str) -> None:

@@ -1,0 +1,448 @@
+"""The SQLite engine: groups, faults, threads, processes, forks, exits."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from eventstore import (
+    Appended,
+    Change,
+    Cursor,
+    EventStore,
+    Put,
+    RecordedEvent,
+    StoreBusy,
+    Table,
+    Window,
+    open_store,
+)
+from eventstore.sqlite import engine as engines
+from eventstore.sqlite import gate as gates
+from projections import BUILT_IN, rebuild
+from tests.eventstore.events import SESSION, created, new_event, session
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+class Fussy:
+    """A projection that breaks on events whose author is "poison", behind other writes."""
+
+    name = "fussy"
+    version = 1
+    table = Table("fussy", key={"stream_id": "integer"}, columns={"author": "text"})
+    views: Final[dict[str, dict[str, str]]] = {}
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        if event.delta is not None and b"poison" in event.delta:
+            raise RuntimeError("cannot fold this")
+        return (Put((event.stream.id,), (event.author,)),)
+
+
+async def test_a_failing_projection_fails_its_own_append_only(database: Path) -> None:
+    store = open_store(database, (*BUILT_IN, Fussy()))
+    keys = [session(str(n)) for n in range(10)]
+    cursors = [Cursor((await store.create(k, created())).stream.id, 1) for k in keys]
+    events = [
+        new_event(delta={"session": {"poison" if n == 4 else "fine": n}}) for n in range(10)
+    ]
+    outcomes = await asyncio.gather(
+        *(store.append(*args) for args in zip(keys, events, cursors, strict=True)),
+        return_exceptions=True,
+    )
+    assert [n for n, o in enumerate(outcomes) if not isinstance(o, Appended)] == [4]
+    with pytest.raises(RuntimeError, match="cannot fold this"):
+        await store.append(keys[4], events[4], cursors[4])
+    # Nothing of it was stored: the holder is not stale, and no projection saw it.
+    await store.append(keys[4], new_event(delta={"session": {"fine": 4}}), cursors[4])
+    assert [rebuilt.changed for rebuilt in await asyncio.to_thread(_rebuild, store)] == [0, 0, 0]
+    store.close()
+
+
+def _rebuild(store: EventStore) -> list[object]:
+    return list(rebuild(store, store.projections))
+
+
+def test_a_process_that_lacks_a_projection_refuses_to_write(database: Path) -> None:
+    open_store(database, (*BUILT_IN, Fussy())).close()
+    with pytest.raises(Exception, match="fussy"):
+        open_store(database, BUILT_IN)
+
+
+def test_stores_on_one_file_share_one_engine(database: Path) -> None:
+    threads = threading.active_count()
+    stores = [open_store(database, BUILT_IN) for _ in range(5)]
+
+    async def use() -> None:
+        for n, store in enumerate(stores):
+            await store.create(session(str(n)), created())
+            assert await store.load(session(str(n)), Window(), bool)
+
+    asyncio.run(use())
+    assert threading.active_count() == threads + 3  # a writer and two readers
+    for store in stores:
+        store.close()
+    assert threading.active_count() == threads
+
+
+def test_opening_and_closing_leaks_no_descriptors(database: Path) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc")
+
+    def use() -> int:
+        store = open_store(database, BUILT_IN)
+        store.stats()
+        store.transact(lambda _: None)
+        store.close()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert use() == use() == use()
+
+
+def test_a_full_durability_commit_is_synced(database: Path) -> None:
+    with open_log(database, "full") as store:
+        assert store.transact(lambda t: _synchronous(t)) == 2
+        with open_log(database, "normal") as other:
+            assert other.transact(lambda t: _synchronous(t)) == 1
+        assert store.transact(lambda t: _synchronous(t)) == 2
+
+
+def open_log(path: Path, durability: str = "normal") -> closing[EventStore]:
+    return closing(open_store(path, BUILT_IN, durability=durability))  # type: ignore[arg-type]
+
+
+def _synchronous(transaction: object) -> int:
+    connection = transaction.connection  # type: ignore[attr-defined]
+    return int(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+
+def test_an_unknown_durability(database: Path) -> None:
+    with pytest.raises(ValueError, match="durability"):
+        open_log(database, "maybe")
+
+
+def test_the_log_is_folded_into_the_file_again_and_again(database: Path) -> None:
+    wal = Path(f"{database}-wal")
+
+    async def work(store: EventStore) -> None:
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        for _ in range(20):
+            await asyncio.gather(
+                *(store.append(SESSION, new_event(data="x" * 2000), cursor) for _ in range(100))
+            )
+
+    with open_log(database) as store:
+        asyncio.run(work(store))
+        assert wal.stat().st_size < 12_000_000
+        store.shrink()
+        assert wal.stat().st_size == 0
+    assert not wal.exists()
+
+
+# Several processes.
+
+
+def _append_many(path: Path, name: str, events: int) -> None:
+    async def work(store: EventStore) -> None:
+        key = session(name)
+        cursor = Cursor((await store.create(key, created())).stream.id, 1)
+        await asyncio.gather(
+            *(
+                store.append(key, new_event(delta={"app": {f"{name}-{n}": n}}), cursor)
+                for n in range(events)
+            )
+        )
+
+    with open_log(path) as store:
+        asyncio.run(work(store))
+
+
+def test_processes_that_make_and_fill_one_file_together(database: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_append_many, args=(database, f"p{n}", 50)) for n in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    with open_log(database) as store:
+        stats = store.stats()
+        assert (stats["sessions"], stats["state"], stats["events"]) == (4, 200, 204)
+        assert [rebuilt.changed for rebuilt in rebuild(store, BUILT_IN)] == [0, 0]
+
+
+def _try_rounds(path: Path, rounds: int, barrier: object, won: object) -> None:
+    async def work(store: EventStore) -> None:
+        for number in range(rounds):
+            barrier.wait()  # type: ignore[attr-defined]
+            stream = await store.load(SESSION, Window(last=0), lambda loaded: loaded.stream)
+            assert stream is not None
+            cursor = Cursor(stream.id, stream.conversation_version)
+            barrier.wait()  # type: ignore[attr-defined]
+            outcome = (
+                await asyncio.gather(
+                    store.append(SESSION, new_event(), cursor), return_exceptions=True
+                )
+            )[0]
+            if isinstance(outcome, Appended):
+                won.put(number)  # type: ignore[attr-defined]
+
+    with open_log(path) as store:
+        asyncio.run(work(store))
+
+
+def test_exactly_one_stale_process_wins_each_round(database: Path) -> None:
+    rounds = 15
+    context = multiprocessing.get_context("spawn")
+    barrier, won = context.Barrier(3), context.Queue()
+    with open_log(database) as store:
+        asyncio.run(_create(store))
+        workers = [
+            context.Process(target=_try_rounds, args=(database, rounds, barrier, won))
+            for _ in range(3)
+        ]
+        for worker in workers:
+            worker.start()
+        winners = sorted(won.get(timeout=30) for _ in range(rounds))
+        for worker in workers:
+            worker.join()
+        assert winners == list(range(rounds))
+        assert won.empty()
+        assert store.stats()["events"] == rounds + 1
+
+
+async def _create(store: EventStore) -> None:
+    await store.create(SESSION, created())
+
+
+_HOLDER: Final = """
+    import sys, time
+    from eventstore.sqlite.gate import Gate
+    with Gate(sys.argv[1], lambda: None).held():
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(database: Path) -> Iterable[subprocess.Popen[str]]:
+    """Another process that holds the write lock and does nothing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_HOLDER), str(database)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+async def test_waiting_for_a_stuck_process_ends_with_its_name(
+    store: EventStore, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.3)
+    with pytest.raises(StoreBusy, match=f"process {holder.pid}"):
+        await store.create(SESSION, created())
+    # Readers never wait, and writers go on when it is gone.
+    assert await store.load(SESSION, Window(), bool) is None
+    holder.kill()
+    await store.create(SESSION, created())
+
+
+def test_opening_a_file_that_is_held_ends_with_its_name(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = gates.Gate(str(database), lambda: None)
+    database.touch()
+    with gate.held(), gates_closed(database) as second, pytest.raises(StoreBusy, match="process"):
+        with second.held_within(0.1):
+            raise AssertionError("two holders at once")
+    gate.close()
+
+
+def gates_closed(database: Path) -> closing[gates.Gate]:
+    return closing(gates.Gate(str(database), lambda: None))
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+
+
+_PRELUDE: Final = """
+    import asyncio, os, sys
+    from eventstore import Cursor, Window, open_store
+    from projections import BUILT_IN
+    from tests.eventstore.events import SESSION, created, new_event, session
+    store = open_store(sys.argv[1], BUILT_IN)
+"""
+
+
+def test_leaving_without_close_commits_what_was_handed_over(database: Path) -> None:
+    program = _PRELUDE + """
+    async def main():
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        for _ in range(500):
+            store.append(SESSION, new_event(), cursor)
+    asyncio.run(main())
+    """
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_log(database) as store:
+        assert store.stats()["events"] == 501
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_begins_anew_and_its_parent_goes_on(database: Path) -> None:
+    program = _PRELUDE + """
+    async def use(name):
+        cursor = Cursor((await store.create(session(name), created())).stream.id, 1)
+        for _ in range(20):
+            await store.append(session(name), new_event(), cursor)
+        assert await store.load(session(name), Window(), lambda l: len(l.events)) == 20
+    asyncio.run(use("before"))
+    children = []
+    for n in range(3):
+        if (pid := os.fork()) == 0:
+            asyncio.run(use(f"child-{n}"))
+            store.close()
+            os._exit(0)
+        children.append(pid)
+    asyncio.run(use("parent"))
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    asyncio.run(use("after"))
+    assert store.stats()["sessions"] == 6
+    store.close()
+    """
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_in_the_middle_nothing_acknowledged_is_lost(database: Path) -> None:
+    program = _PRELUDE + """
+    async def main():
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        async def writer():
+            while True:
+                event = new_event(delta={"session": {"last": 1}, "app": {"last": 1}})
+                await store.append(SESSION, event, cursor)
+                print(event.event_id, flush=True)
+        await asyncio.gather(*(writer() for _ in range(4)))
+    asyncio.run(main())
+    """
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), str(database)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(200)]
+        process.send_signal(signal.SIGKILL)
+        acknowledged += [line.strip() for line in process.stdout if line.endswith("\n")]
+        process.wait()
+        process.stdout.close()
+        with open_log(database) as store:
+            loaded = asyncio.run(_load(store))
+            assert set(acknowledged) <= {event.event_id for event in loaded.events}
+            assert [rebuilt.changed for rebuilt in rebuild(store, BUILT_IN)] == [0, 0]
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        for file in database.parent.glob(f"{database.name}*"):
+            file.unlink()
+
+
+async def _load(store: EventStore) -> object:
+    return await store.load(SESSION, Window(), lambda loaded: loaded)
+
+
+def test_ctrl_c_in_a_blocking_call_leaves_a_store_that_works(database: Path) -> None:
+    program = _PRELUDE + """
+    import signal, threading, time
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        store.transact(lambda _: time.sleep(1))
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(store.stats()["events"])
+    """
+    done = run_python(program, database)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n0\n", "")
+
+
+@pytest.mark.parametrize("locks", ["none", "msvcrt"])
+def test_without_fcntl_and_fork_as_on_windows(database: Path, locks: str) -> None:
+    program = """
+    import os, sys, types
+    import google.adk.sessions  # which itself needs a system that can fork, or one that is Windows
+    sys.modules["fcntl"] = None
+    del os.register_at_fork
+    if sys.argv[2] == "msvcrt":
+        held = set()
+        def locking(fd, mode, size):
+            key = os.fstat(fd).st_ino
+            if mode == 1:
+                if key in held: raise OSError("locked")
+                held.add(key)
+            else:
+                held.remove(key)
+        sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=1, LK_UNLCK=0, locking=locking)
+    import asyncio
+    from adk_adapter import DatabaseSessionService
+    from google.adk.events import Event, EventActions
+    async def main():
+        async with DatabaseSessionService(sys.argv[1]) as service:
+            s = await service.create_session("a", "u", "s")
+            actions = EventActions(state_delta={"k": 1})
+            await asyncio.gather(*(service.append_event(s, Event(actions=actions)) for _ in range(9)))
+            assert len((await service.get_session("a", "u", "s")).events) == 9
+            print(service.vacuum()["sessions"])
+    asyncio.run(main())
+    """
+    done = run_python(program.replace("-W error", ""), database, locks)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_a_reader_never_waits_for_a_writer(store: EventStore) -> None:
+    asyncio.run(_create(store))
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        inside.set()
+        assert leave.wait(20)
+
+    writer = threading.Thread(target=store.transact, args=(hold,))
+    writer.start()
+    assert inside.wait(20)
+    began = time.monotonic()
+    assert asyncio.run(_load(store)) is not None
+    assert time.monotonic() - began < 20  # it came back while the writer still holds the lock
+    leave.set()
+    writer.join()

@@ -1,0 +1,317 @@
+"""What every backend promises: appends, versions, retries, deletion, reads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from eventstore import (
+    Appended,
+    Cursor,
+    EventIdConflict,
+    EventStore,
+    EventType,
+    Loaded,
+    StoreClosed,
+    StreamExists,
+    StreamKey,
+    StreamKind,
+    StreamNotFound,
+    Window,
+    WrongExpectedVersion,
+)
+from tests.eventstore.events import SESSION, created, new_event, session
+
+
+async def load(store: EventStore, key: StreamKey = SESSION, window: Window = Window()) -> Loaded:
+    loaded = await store.load(key, window, lambda loaded: loaded)
+    assert loaded is not None
+    return loaded
+
+
+def state(loaded: Loaded) -> dict[tuple[str, str], str]:
+    names = {owner: scope for scope, owner in loaded.stream.owners.items()}
+    return {(names[owner], key): value for owner, key, value, _ in loaded.rows["state"]}
+
+
+async def opened(store: EventStore, key: StreamKey = SESSION, **scopes: dict[str, Any]) -> Cursor:
+    loaded = await store.create(key, created(**scopes))
+    return Cursor(loaded.stream.id, loaded.stream.conversation_version)
+
+
+async def test_versions_are_dense_and_order_is_append_order(store: EventStore) -> None:
+    cursor = await opened(store)
+    for n in range(5):
+        await store.append(SESSION, new_event(data={"n": n}, timestamp=5.0 - n), cursor)
+    events = (await load(store)).events
+    assert [event.version for event in events] == [2, 3, 4, 5, 6]
+    assert [event.data for event in events] == [f'{{"n":{n}}}'.encode() for n in range(5)]
+
+
+async def test_only_one_of_two_holders_appends(store: EventStore) -> None:
+    first = await opened(store)
+    second = Cursor(first.stream_id, first.version)
+    await store.append(SESSION, new_event(), first)
+    with pytest.raises(WrongExpectedVersion) as raised:
+        await store.append(SESSION, new_event(), second)
+    assert raised.value.stream == str(SESSION)
+    assert raised.value.expected == f"{first.stream_id}:1"
+    assert raised.value.actual == f"{first.stream_id}:2"
+    assert len((await load(store)).events) == 1
+
+
+async def test_exactly_one_of_many_holders_wins_each_round(store: EventStore) -> None:
+    winner = await opened(store)
+    for _ in range(10):
+        holders = [Cursor(winner.stream_id, winner.version) for _ in range(8)]
+        outcomes = await asyncio.gather(
+            *(store.append(SESSION, new_event(), holder) for holder in holders),
+            return_exceptions=True,
+        )
+        won = [h for h, o in zip(holders, outcomes, strict=True) if isinstance(o, Appended)]
+        assert len(won) == 1
+        winner = won[0]
+    assert len((await load(store)).events) == 10
+
+
+async def test_one_holder_may_have_many_appends_under_way(store: EventStore) -> None:
+    cursor = await opened(store)
+    appended = await asyncio.gather(
+        *(store.append(SESSION, new_event(), cursor) for _ in range(50))
+    )
+    assert [a.version for a in appended] == list(range(2, 52))
+    assert cursor.version == 51
+
+
+async def test_the_same_event_again_changes_nothing(store: EventStore) -> None:
+    cursor = await opened(store)
+    event = new_event(delta={"session": {"n": 1}})
+    first = await store.append(SESSION, event, cursor)
+    await store.append(SESSION, new_event(delta={"session": {"n": 2}}), cursor)
+    for holder in (cursor, Cursor(cursor.stream_id, 1)):  # up to date, and long stale
+        again = await store.append(SESSION, event, holder)
+        assert (again.version, again.stored_before) == (first.version, True)
+    loaded = await load(store)
+    assert len(loaded.events) == 2
+    assert state(loaded) == {("session", "n"): "2"}
+
+
+async def test_a_holder_that_only_missed_its_own_event_goes_on(store: EventStore) -> None:
+    cursor = await opened(store)
+    event = new_event()
+    await store.append(SESSION, event, Cursor(cursor.stream_id, cursor.version))
+    assert (await store.append(SESSION, event, cursor)).stored_before
+    await store.append(SESSION, new_event(), cursor)
+    assert len((await load(store)).events) == 2
+
+
+async def test_the_same_id_with_other_content_is_an_error(store: EventStore) -> None:
+    cursor = await opened(store)
+    await store.append(SESSION, new_event(event_id="e", data={"n": 1}), cursor)
+    with pytest.raises(EventIdConflict) as raised:
+        await store.append(SESSION, new_event(event_id="e", data={"n": 2}), cursor)
+    assert (raised.value.event_id, raised.value.version) == ("e", 2)
+    assert len((await load(store)).events) == 1
+
+
+async def test_a_failing_append_does_not_harm_those_committed_with_it(store: EventStore) -> None:
+    keys = [session(str(n)) for n in range(20)]
+    cursors = [await opened(store, key) for key in keys]
+    stale = Cursor(cursors[3].stream_id, 0)
+    cursors[3] = stale
+    outcomes = await asyncio.gather(
+        *(store.append(k, new_event(), c) for k, c in zip(keys, cursors, strict=True)),
+        store.append(session("missing"), new_event(), Cursor(1, 1)),
+        return_exceptions=True,
+    )
+    failed = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
+    assert failed == [3, 20]
+    assert isinstance(outcomes[3], WrongExpectedVersion)
+    assert isinstance(outcomes[20], StreamNotFound)
+    for n, key in enumerate(keys):
+        assert len((await load(store, key)).events) == (0 if n == 3 else 1)
+
+
+async def test_a_stream_can_be_created_once(store: EventStore) -> None:
+    outcomes = await asyncio.gather(
+        *(store.create(SESSION, created(app={"by": n})) for n in range(8)), return_exceptions=True
+    )
+    assert sum(isinstance(outcome, Loaded) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, StreamExists) for outcome in outcomes) == 7
+    winner = next(n for n, outcome in enumerate(outcomes) if isinstance(outcome, Loaded))
+    # Nothing of the refused requests was stored.
+    assert state(await load(store)) == {("app", "by"): str(winner)}
+
+
+async def test_scopes_are_shared_as_their_names_say(store: EventStore) -> None:
+    delta = {"session": {"k": "s"}, "user": {"k": "u"}, "app": {"k": "a"}}
+    await opened(store, SESSION, **delta)
+    await opened(store, session("other"))
+    await opened(store, session("x", user_id="other"))
+    await opened(store, session("x", app_name="other"))
+    assert state(await load(store)) == {(s, "k"): f'"{s[0]}"' for s in delta}
+    assert state(await load(store, session("other"))) == {("user", "k"): '"u"', ("app", "k"): '"a"'}
+    assert state(await load(store, session("x", user_id="other"))) == {("app", "k"): '"a"'}
+    assert state(await load(store, session("x", app_name="other"))) == {}
+
+
+async def test_concurrent_keys_of_shared_scopes_are_all_kept(store: EventStore) -> None:
+    keys = [session(str(n)) for n in range(20)]
+    cursors = [await opened(store, key) for key in keys]
+    await asyncio.gather(
+        *(
+            store.append(key, new_event(delta={"user": {f"u{n}": n}, "app": {f"a{n}": n}}), cursor)
+            for n, (key, cursor) in enumerate(zip(keys, cursors, strict=True))
+        )
+    )
+    assert len(state(await load(store, keys[0]))) == 40
+
+
+async def test_state_set_makes_nobody_stale(store: EventStore) -> None:
+    cursor = await opened(store)
+    await store.set_state(SESSION, new_event(EventType.STATE_SET, delta={"session": {"k": 1}}))
+    await store.append(SESSION, new_event(), cursor)
+    loaded = await load(store)
+    assert [event.version for event in loaded.events] == [3]
+    assert state(loaded) == {("session", "k"): "1"}
+    with pytest.raises(StreamNotFound):
+        await store.set_state(session("missing"), new_event(EventType.STATE_SET))
+
+
+async def test_a_deleted_stream_takes_no_more_and_its_key_starts_anew(store: EventStore) -> None:
+    cursor = await opened(store, session={"k": 1}, user={"u": 1})
+    await store.append(SESSION, new_event(event_id="e"), cursor)
+    assert await store.delete(SESSION, new_event(EventType.SESSION_DELETED)) is True
+    assert await store.delete(SESSION, new_event(EventType.SESSION_DELETED)) is False
+    assert await store.load(SESSION, Window(), lambda loaded: loaded) is None
+    with pytest.raises(StreamNotFound):
+        await store.append(SESSION, new_event(), cursor)
+    again = await opened(store)
+    with pytest.raises(WrongExpectedVersion):  # the old holder, although the versions agree
+        await store.append(SESSION, new_event(), Cursor(cursor.stream_id, again.version))
+    await store.append(SESSION, new_event(event_id="e", data={"other": 1}), again)
+    loaded = await load(store)
+    assert len(loaded.events) == 1
+    assert state(loaded) == {("user", "u"): "1"}
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (Window(), [0, 1, 2, 3, 4, 5]),
+        (Window(last=0), []),
+        (Window(last=2), [4, 5]),
+        (Window(last=99), [0, 1, 2, 3, 4, 5]),
+        (Window(since=3.0), [3, 4, 5]),
+        (Window(since=3.0, last=2), [4, 5]),
+        (Window(since=99.0), []),
+    ],
+)
+async def test_windows(store: EventStore, window: Window, expected: list[int]) -> None:
+    cursor = await opened(store)
+    for n in range(6):
+        await store.append(SESSION, new_event(data={"n": n}, timestamp=float(n)), cursor)
+        await store.set_state(SESSION, new_event(EventType.STATE_SET, timestamp=99.0))
+    events = (await load(store, window=window)).events
+    assert [event.data for event in events] == [f'{{"n":{n}}}'.encode() for n in expected]
+
+
+async def test_listing_needs_no_user_and_shows_no_events(store: EventStore) -> None:
+    for user, name in (("u", "1"), ("u", "2"), ("", "3")):
+        cursor = await opened(store, session(name, user), session={"s": name}, user={"u": user})
+        await store.append(session(name, user), new_event(), cursor)
+    await opened(store, session("4", "u", app_name="elsewhere"))
+    listed = await store.load_sessions("app", None, lambda loaded: loaded)
+    assert {loaded.stream.key.session_id for loaded in listed} == {"1", "2", "3"}
+    assert all(not loaded.events for loaded in listed)
+    assert state(next(x for x in listed if x.stream.key.session_id == "3"))["user", "u"] == '""'
+    assert len(await store.load_sessions("app", "u", lambda loaded: loaded)) == 2
+    assert len(await store.load_sessions("app", "", lambda loaded: loaded)) == 1
+    assert await store.load_sessions("nowhere", None, lambda loaded: loaded) == []
+
+
+async def test_on_done_comes_in_commit_order_and_before_the_future(store: EventStore) -> None:
+    cursor = await opened(store)
+    seen: list[int] = []
+    futures = []
+    for _ in range(10):
+        futures.append(
+            store.append(SESSION, new_event(), cursor, lambda a: seen.append(a.version if a else 0))
+        )
+    futures[4].cancel()
+    await asyncio.gather(*futures, return_exceptions=True)
+    await store.barrier()
+    assert seen == list(range(2, 12))
+
+
+async def test_a_cancelled_append_does_not_make_the_next_one_stale(store: EventStore) -> None:
+    cursor = await opened(store)
+    store.append(SESSION, new_event(), cursor).cancel()
+    await store.append(SESSION, new_event(), cursor)
+    assert len((await load(store)).events) == 2
+
+
+def test_many_event_loops_in_many_threads(store: EventStore) -> None:
+    failures: list[BaseException] = []
+
+    async def work(name: str) -> None:
+        cursor = await opened(store, session(name))
+        await asyncio.gather(
+            *(store.append(session(name), new_event(), cursor) for _ in range(20))
+        )
+        assert len((await load(store, session(name))).events) == 20
+
+    def run(name: str) -> None:
+        try:
+            for part in range(3):
+                asyncio.run(work(f"{name}-{part}"))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(str(n),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_loop_that_is_gone_harms_nobody(store: EventStore) -> None:
+    outcomes: list[Appended | None] = []
+
+    async def hand_over_and_leave() -> None:
+        cursor = await opened(store)
+        for _ in range(50):
+            store.append(SESSION, new_event(), cursor, outcomes.append)
+
+    asyncio.run(hand_over_and_leave())
+    asyncio.run(_barrier(store))
+    assert [appended.version for appended in outcomes if appended] == list(range(2, 52))
+    assert len(asyncio.run(load(store)).events) == 50
+
+
+async def _barrier(store: EventStore) -> None:
+    await store.barrier()
+
+
+async def test_closing_executes_what_was_handed_over(store: EventStore) -> None:
+    cursor = await opened(store)
+    futures = [store.append(SESSION, new_event(), cursor) for _ in range(100)]
+    store.close()
+    store.close()
+    assert [appended.version for appended in await asyncio.gather(*futures)] == list(range(2, 102))
+    with pytest.raises(StoreClosed):
+        store.append(SESSION, new_event(), cursor)
+    with pytest.raises(StoreClosed):
+        store.stats()
+
+
+async def test_first_events_carry_what_the_stream_row_says(store: EventStore) -> None:
+    await opened(store)
+    first = store.transact(lambda transaction: next(iter(transaction.read_all())))
+    assert first.version == 1
+    assert first.stream.key == SESSION
+    assert StreamKind(first.stream.key.kind) is StreamKind.SESSION
