@@ -55,3 +55,6 @@ def test_compares_every_service_in_every_operation(tmp_path: Path, real: bool) -
         assert re.search(rf"{operation}\W+{target} ms\W", run.stdout), operation
     assert ("real conversations" in run.stdout) is real
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert {m["pragmas"] for m in measured if m["service"] == "adk_eventstore"} == {
+        "journal_mode=WAL, synchronous=NORMAL"
+    }

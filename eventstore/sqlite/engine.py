@@ -90,7 +90,7 @@ class Engine:
         self._identity = _platform.file_identity(path)
         self._schema_cookie = self._read_cookie()
         self._codecs = {"": 0}
-        self._full = False
+        self._full: bool | None = None  # until the first transaction sets it
         self._frames = 0
         self._failure: EventStoreError | None = None
         self._lock = threading.Lock()
@@ -374,7 +374,7 @@ class Engine:
     def _reopen(self) -> None:
         self._connection.close()
         self._connection = connect(self.path, read_only=False)
-        self._full = False
+        self._full = None
 
     def _fail_all(self, requests: Sequence[_Work], error: Exception) -> None:
         for request in requests:

@@ -256,19 +256,21 @@ async def test_a_changed_byte_is_never_served(store: EventStore, database: Path)
     for n in range(3):
         await store.append(SESSION, new_event(data={"n": n}, delta={"app": {"n": n}}), cursor)
     for column in ("data", "delta"):
-        change(database, f"UPDATE events SET {column} = replace({column}, '1', '7') WHERE version = 3")
+        change(
+            database, f"UPDATE events SET {column} = replace({column}, '1', '7') WHERE version = 3"
+        )
         with pytest.raises(CorruptEvent, match="digest") as raised:
             await store.load(SESSION, Window(), lambda loaded: loaded)
         assert (raised.value.version, raised.value.position) == (3, 3)
-        change(database, f"UPDATE events SET {column} = replace({column}, '7', '1') WHERE version = 3")
+        change(
+            database, f"UPDATE events SET {column} = replace({column}, '7', '1') WHERE version = 3"
+        )
         # The error still refers to what the reader was doing, and must not hold its snapshot.
         assert await store.load(SESSION, Window(), lambda loaded: len(loaded.events)) == 3
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
-async def test_a_missing_event_is_noticed(
-    store: EventStore, database: Path, version: int
-) -> None:
+async def test_a_missing_event_is_noticed(store: EventStore, database: Path, version: int) -> None:
     loaded = await store.create(SESSION, created())
     cursor = Cursor(loaded.stream.id, 1)
     for _ in range(3):

@@ -57,9 +57,7 @@ async def test_a_failing_projection_fails_its_own_append_only(database: Path) ->
     store = open_store(database, (*BUILT_IN, Fussy()))
     keys = [session(str(n)) for n in range(10)]
     cursors = [Cursor((await store.create(k, created())).stream.id, 1) for k in keys]
-    events = [
-        new_event(delta={"session": {"poison" if n == 4 else "fine": n}}) for n in range(10)
-    ]
+    events = [new_event(delta={"session": {"poison" if n == 4 else "fine": n}}) for n in range(10)]
     outcomes = await asyncio.gather(
         *(store.append(*args) for args in zip(keys, events, cursors, strict=True)),
         return_exceptions=True,
@@ -113,12 +111,15 @@ def test_opening_and_closing_leaks_no_descriptors(database: Path) -> None:
     assert use() == use() == use()
 
 
-def test_a_full_durability_commit_is_synced(database: Path) -> None:
-    with open_log(database, "full") as store:
-        assert store.transact(lambda t: _synchronous(t)) == 2
-        with open_log(database, "normal") as other:
-            assert other.transact(lambda t: _synchronous(t)) == 1
-        assert store.transact(lambda t: _synchronous(t)) == 2
+def test_durability_decides_what_a_commit_waits_for(database: Path) -> None:
+    with open_log(database, "normal") as normal:
+        assert normal.transact(_synchronous) == 1
+        with open_log(database, "full") as full:
+            assert full.transact(_synchronous) == 2
+            assert normal.transact(_synchronous) == 1
+            assert full.transact(_synchronous) == 2
+    with open_log(database, "full") as full:
+        assert full.transact(_synchronous) == 2
 
 
 def open_log(path: Path, durability: str = "normal") -> closing[EventStore]:
@@ -173,9 +174,7 @@ def _append_many(path: Path, name: str, events: int) -> None:
 
 def test_processes_that_make_and_fill_one_file_together(database: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_append_many, args=(database, f"p{n}", 50)) for n in range(4)
-    ]
+    workers = [context.Process(target=_append_many, args=(database, f"p{n}", 50)) for n in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -304,13 +303,16 @@ _PRELUDE: Final = """
 
 
 def test_leaving_without_close_commits_what_was_handed_over(database: Path) -> None:
-    program = _PRELUDE + """
+    program = (
+        _PRELUDE
+        + """
     async def main():
         cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
         for _ in range(500):
             store.append(SESSION, new_event(), cursor)
     asyncio.run(main())
     """
+    )
     done = run_python(program, database)
     assert (done.returncode, done.stderr) == (0, "")
     with open_log(database) as store:
@@ -319,7 +321,9 @@ def test_leaving_without_close_commits_what_was_handed_over(database: Path) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_begins_anew_and_its_parent_goes_on(database: Path) -> None:
-    program = _PRELUDE + """
+    program = (
+        _PRELUDE
+        + """
     async def use(name):
         cursor = Cursor((await store.create(session(name), created())).stream.id, 1)
         for _ in range(20):
@@ -339,13 +343,16 @@ def test_a_forked_child_begins_anew_and_its_parent_goes_on(database: Path) -> No
     assert store.stats()["sessions"] == 6
     store.close()
     """
+    )
     done = run_python(program, database)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_in_the_middle_nothing_acknowledged_is_lost(database: Path) -> None:
-    program = _PRELUDE + """
+    program = (
+        _PRELUDE
+        + """
     async def main():
         cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
         async def writer():
@@ -356,6 +363,7 @@ def test_killed_in_the_middle_nothing_acknowledged_is_lost(database: Path) -> No
         await asyncio.gather(*(writer() for _ in range(4)))
     asyncio.run(main())
     """
+    )
     for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(program), str(database)],
@@ -384,7 +392,9 @@ async def _load(store: EventStore) -> object:
 
 
 def test_ctrl_c_in_a_blocking_call_leaves_a_store_that_works(database: Path) -> None:
-    program = _PRELUDE + """
+    program = (
+        _PRELUDE
+        + """
     import signal, threading, time
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
@@ -393,6 +403,7 @@ def test_ctrl_c_in_a_blocking_call_leaves_a_store_that_works(database: Path) -> 
         print("interrupted")
     print(store.stats()["events"])
     """
+    )
     done = run_python(program, database)
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n0\n", "")
 

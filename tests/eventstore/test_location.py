@@ -38,9 +38,7 @@ def test_targets(target: str | Path | None, expected: str, tmp_path: Path) -> No
     assert resolve(target) == wanted
 
 
-def test_the_environment_names_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADK_SESSION_DB", "sqlite:///from_env.db")
     assert resolve(None) == str(tmp_path / "from_env.db")
     assert resolve("given.db") == str(tmp_path / "given.db")

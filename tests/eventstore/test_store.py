@@ -259,9 +259,7 @@ def test_many_event_loops_in_many_threads(store: EventStore) -> None:
 
     async def work(name: str) -> None:
         cursor = await opened(store, session(name))
-        await asyncio.gather(
-            *(store.append(session(name), new_event(), cursor) for _ in range(20))
-        )
+        await asyncio.gather(*(store.append(session(name), new_event(), cursor) for _ in range(20)))
         assert len((await load(store, session(name))).events) == 20
 
     def run(name: str) -> None:

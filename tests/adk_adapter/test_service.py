@@ -1,0 +1,481 @@
+"""The service as people use it: the snippets they were promised, scopes, fallbacks, bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import datetime
+import logging
+import os
+import pickle
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from google.adk.errors.already_exists_error import AlreadyExistsError
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events import Event, EventActions
+from google.adk.sessions import BaseSessionService, InMemorySessionService
+from google.adk.sessions import Session as AdkSession
+from google.genai import types
+from pydantic import BaseModel
+
+from adk_adapter import DatabaseSessionService
+from eventstore import (
+    ForeignDatabase,
+    InvalidIdentifier,
+    InvalidInput,
+    PathUnusable,
+    StoreClosed,
+    ValueNotStorable,
+)
+
+
+def said(text: str, **delta: Any) -> Event:
+    content = types.Content(role="user", parts=[types.Part(text=text)])
+    return Event(author="user", content=content, actions=EventActions(state_delta=delta))
+
+
+async def test_the_snippets_people_were_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADK_SESSION_DB", raising=False)
+    service = DatabaseSessionService()
+    session = await service.create_session(
+        app_name="test_app",
+        user_id="test_user",
+        session_id="test_session",
+        state={"test": "value"},
+    )
+    print(session.session_id)
+    retrieved = await service.get_session(
+        app_name="test_app", user_id="test_user", session_id="test_session"
+    )
+    assert retrieved is not None
+    print(retrieved.state)
+    print(service.get_stats())
+
+    await service.create_session("data_science_agent", "u", "s")
+    old_sessions = await service.list_sessions(app_name="data_science_agent")
+    for session in old_sessions:
+        await service.delete_session(session["app_name"], session["user_id"], session["session_id"])
+    service.vacuum()
+    await service.close()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test_session"
+    assert lines[1] == "{'test': 'value'}"
+    path = tmp_path / "data_science" / "db" / "adk.sqlite3"
+    assert f"'path': '{path}'" in lines[2]
+    assert path.exists()
+
+
+async def test_stats_count_what_is_there(service: DatabaseSessionService) -> None:
+    session = await service.create_session("a", "u", "s", {"k": 1, "user:k": 2, "app:k": 3})
+    await service.append_event(session, said("hi", k=4))
+    stats = service.get_stats()
+    assert (stats["sessions"], stats["events"], stats["state_keys"]) == (1, 2, 3)
+    assert stats["schema_version"] == 1
+    assert stats["db_size_mb"] >= 0
+    assert stats["path"].endswith("sessions.sqlite3")
+
+
+async def test_positional_arguments(service: DatabaseSessionService) -> None:
+    created = await service.create_session("app", "user", "session", {"k": 1})
+    assert await service.get_session("app", "user", "session") == created
+    assert await service.update_keys("app", "user", "session", {"k": 2}) == {"k": 2}
+    assert len(await service.list_sessions("app", "user")) == 1
+    assert await service.get_user_state("app", "user") == {}
+    await service.delete_session("app", "user", "session")
+    assert await service.get_session("app", "user", "session") is None
+
+
+async def test_scopes_outlive_the_process(database: Path) -> None:
+    async with DatabaseSessionService(database) as service:
+        session = await service.create_session(
+            "app", "u", "1", {"s": 1, "user:u": 2, "app:a": 3, "temp:t": 4}
+        )
+        assert session.state == {"s": 1, "user:u": 2, "app:a": 3}
+        event = said("hi", **{"s2": 5, "user:u2": 6, "app:a2": 7, "temp:t2": 8})
+        await service.append_event(session, event)
+        assert session.state["temp:t2"] == 8
+        assert "temp:t2" not in event.actions.state_delta
+    async with DatabaseSessionService(database) as service:
+        again = await service.get_session("app", "u", "1")
+        assert again is not None
+        assert again.state == {
+            "s": 1, "s2": 5, "user:u": 2, "user:u2": 6, "app:a": 3, "app:a2": 7
+        }  # fmt: skip
+        assert again.events == session.events
+        for user, expected in (("u", {"user:u": 2, "user:u2": 6}), ("other", {})):
+            new = await service.create_session("app", user)
+            assert new.state == {"app:a": 3, "app:a2": 7, **expected}
+        assert (await service.create_session("elsewhere", "u")).state == {}
+    with closing(sqlite3.connect(database)) as connection:
+        for (text,) in connection.execute("SELECT coalesce(delta, '') || data FROM events"):
+            assert "temp:" not in text
+
+
+async def test_update_keys_in_the_middle_of_a_run(service: DatabaseSessionService) -> None:
+    session = await service.create_session("app", "u", "s", {"k": 1})
+    other = await service.create_session("app", "u", "other")
+    state = await service.update_keys("app", "u", "s", {"k": 2, "user:n": None, "app:x": [1]})
+    assert state == {"k": 2, "user:n": None, "app:x": [1]}
+    assert session.state == {"k": 1}
+    await service.append_event(session, said("still not stale", j=3))
+    loaded = await service.get_session("app", "u", "s")
+    assert loaded is not None
+    assert loaded.state == {**state, "j": 3}
+    assert len(loaded.events) == 1
+    await service.append_event(loaded, said("nor is one loaded since"))
+    await service.append_event(other, said("nor another session"))
+    assert await service.update_keys("app", "u", "s", {}) == loaded.state
+
+
+async def test_update_keys_refuses(service: DatabaseSessionService) -> None:
+    await service.create_session("app", "u", "s", {"k": 1})
+    with pytest.raises(InvalidInput, match="temp:x"):
+        await service.update_keys("app", "u", "s", {"k": 2, "temp:x": 1})
+    for keys in ({"k": 2}, {}):
+        with pytest.raises(SessionNotFoundError):
+            await service.update_keys("app", "u", "missing", keys)
+    loaded = await service.get_session("app", "u", "s")
+    assert loaded is not None
+    assert loaded.state == {"k": 1}
+
+
+# A session is ADK's own, which also answers by name.
+
+
+async def test_a_session_is_adks_own(service: DatabaseSessionService) -> None:
+    session = await service.create_session("app", "u", "s", {"k": [1]})
+    await service.append_event(session, said("hi"))
+    plain = AdkSession.model_validate(session.model_dump())
+    plain._storage_update_marker = session._storage_update_marker
+    assert isinstance(session, AdkSession)
+    assert session == plain
+    assert plain == session
+    assert not session != plain
+    plain.state["k"] = 2
+    assert session != plain
+    assert plain != session
+    assert session.model_dump_json(by_alias=True) == AdkSession.model_validate(
+        session.model_dump()
+    ).model_dump_json(by_alias=True)
+    schemas = type(session).model_json_schema(), AdkSession.model_json_schema()
+    assert schemas[0]["properties"] == schemas[1]["properties"]
+    assert repr(session).startswith("Session(id='s'")
+    for duplicate in (
+        copy.deepcopy(session),
+        copy.copy(session),
+        session.model_copy(deep=True),
+        pickle.loads(pickle.dumps(session)),
+    ):
+        assert duplicate == session
+        assert duplicate.session_id == "s"
+    assert (session["id"], session["user_id"], session["state"]) == ("s", "u", {"k": [1]})
+    with pytest.raises(KeyError):
+        session["nothing"]
+    with pytest.raises(KeyError):
+        session["model_fields"]
+
+
+async def test_a_response_is_adks_own(service: DatabaseSessionService) -> None:
+    await service.create_session("app", "u", "s")
+    response = await service.list_sessions(app_name="app")
+    assert [session.id for session in response] == ["s"]
+    assert [session.id for session in response.sessions] == ["s"]
+    assert set(response.model_dump()) == {"sessions"}
+    assert bool(await service.list_sessions(app_name="nowhere"))
+
+
+async def test_fastapi_answers_as_it_does_for_adks_session(
+    service: DatabaseSessionService,
+) -> None:
+    session = await service.create_session("app", "u", "s", {"k": 1})
+    await service.append_event(session, said("hi", n=2))
+    plain = AdkSession.model_validate(session.model_dump())
+    web = FastAPI()
+
+    @web.get("/{kind}/typed", response_model=AdkSession, response_model_exclude_none=True)
+    async def typed(kind: str) -> AdkSession:
+        return session if kind == "ours" else plain
+
+    @web.get("/{kind}/untyped")
+    async def untyped(kind: str) -> Any:
+        return {"session": session if kind == "ours" else plain}
+
+    transport = httpx.ASGITransport(web)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("typed", "untyped"):
+            ours, theirs = await client.get(f"/ours/{path}"), await client.get(f"/theirs/{path}")
+            assert ours.status_code == 200
+            assert ours.content == theirs.content
+
+
+async def test_what_is_returned_is_independent_of_what_is_stored(
+    service: DatabaseSessionService,
+) -> None:
+    state = {"list": [1]}
+    session = await service.create_session("app", "u", "s", state)
+    event = said("hi", delta=[2])
+    await service.append_event(session, event)
+    state["list"].append(9)
+    session.state["list"].append(9)
+    session.events.clear()
+    event.actions.state_delta["delta"].append(9)
+    loaded = await service.get_session("app", "u", "s")
+    assert loaded is not None
+    assert loaded.state == {"list": [1], "delta": [2]}
+    assert len(loaded.events) == 1
+
+
+# The live session.
+
+
+async def test_the_live_session_is_changed_in_place(service: DatabaseSessionService) -> None:
+    session = await service.create_session("app", "u", "s")
+    events, state = session.events, session.state
+    event = said("hi", when=datetime.date(2026, 1, 2))
+    assert await service.append_event(session=session, event=event) is event
+    assert session.events is events
+    assert session.state is state
+    assert events[0] is event
+    # The live value stays as the agent wrote it; the stored one is what JSON can hold.
+    assert state["when"] == datetime.date(2026, 1, 2)
+    assert session.last_update_time == event.timestamp
+    loaded = await service.get_session("app", "u", "s")
+    assert loaded is not None
+    assert loaded.state == {"when": "2026-01-02"}
+    assert loaded.events[0].actions.state_delta == {"when": "2026-01-02"}
+    assert loaded.last_update_time == event.timestamp
+    assert loaded._storage_update_marker == session._storage_update_marker
+
+
+async def test_a_failed_append_leaves_the_live_session_as_it_was(
+    service: DatabaseSessionService,
+) -> None:
+    session = await service.create_session("app", "u", "s", {"k": 1})
+    before = copy.deepcopy(session)
+    recursive: list[Any] = []
+    recursive.append(recursive)
+    with pytest.raises(ValueNotStorable):
+        await service.append_event(session, said("hi", k=2, bad=recursive))
+    with pytest.raises(InvalidIdentifier):
+        await service.append_event(session, said("hi", **{"k": 2, "\0": 1}))
+    assert session == before
+    await service.append_event(session, said("goes on", k=3))
+    assert session.state == {"k": 3}
+
+
+async def test_a_cancelled_append_is_caught_up_with(service: DatabaseSessionService) -> None:
+    session = await service.create_session("app", "u", "s")
+    events = [said(str(n)) for n in range(10)]
+    tasks = [asyncio.create_task(service.append_event(session, event)) for event in events]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await service.flush()
+    assert session.events == events
+    await service.append_event(session, said("not stale"))
+    for event in events:  # the natural reaction to a cancelled call
+        await service.append_event(session, event)
+    loaded = await service.get_session("app", "u", "s")
+    assert loaded is not None
+    assert loaded.events == session.events
+    assert len(session.events) == 11
+
+
+async def test_a_retry_by_another_holder_of_the_old_session(
+    service: DatabaseSessionService,
+) -> None:
+    session = await service.create_session("app", "u", "s")
+    copy_of_session = copy.deepcopy(session)
+    event = said("hi", k=1, **{"temp:t": 1})
+    await service.append_event(session, copy.deepcopy(event))
+    await service.append_event(copy_of_session, event)
+    assert copy_of_session.events == [event]
+    assert copy_of_session.state == {"k": 1, "temp:t": 1}
+    await service.append_event(copy_of_session, said("goes on"))
+    with pytest.raises(AlreadyExistsError):
+        await service.append_event(
+            copy_of_session, event.model_copy(update={"author": "somebody else"})
+        )
+
+
+# Where the file is.
+
+
+@pytest.mark.parametrize("keyword", ["db_url", "db_path", "uri"])
+async def test_the_path_by_keyword(tmp_path: Path, keyword: str) -> None:
+    path = tmp_path / "a.db"
+    given = f"sqlite:///{path}" if keyword != "db_path" else path
+    service = DatabaseSessionService(**{keyword: given, "agents_dir": "agents"})  # type: ignore[arg-type]
+    assert service.get_stats()["path"] == str(path)
+    await service.aclose()
+
+
+def test_keywords_that_mean_nothing_are_named() -> None:
+    with pytest.raises(TypeError, match="db_engine"):
+        DatabaseSessionService(db_engine=None)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="not several"):
+        DatabaseSessionService("a", db_url="b")
+
+
+async def test_the_path_is_absolute_from_the_beginning_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO, "adk_adapter"):
+        service = DatabaseSessionService("a.db")
+    assert str(tmp_path / "a.db") in caplog.text
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    await service.create_session("a", "u", "s")
+    await service.aclose()
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("problem", ["directory", "file as folder", "foreign file"])
+def test_the_fallback_idiom_works(tmp_path: Path, problem: str) -> None:
+    path = tmp_path / "file"
+    if problem == "directory":
+        path.mkdir()
+    else:
+        path.write_text("something else" * 500)
+    if problem == "file as folder":
+        path = path / "a.db"
+
+    def choose() -> BaseSessionService:
+        try:
+            return DatabaseSessionService(path)
+        except Exception:
+            return InMemorySessionService()
+
+    assert isinstance(choose(), InMemorySessionService)
+    with pytest.raises((PathUnusable, ValueError, Exception), match=str(tmp_path)):
+        DatabaseSessionService(path)
+
+
+async def test_adks_own_files_are_recognised(tmp_path: Path) -> None:
+    from google.adk.sessions.sqlite_session_service import SqliteSessionService
+
+    path = tmp_path / "adk.db"
+    await SqliteSessionService(str(path)).create_session(app_name="a", user_id="u")
+    with pytest.raises(ForeignDatabase, match="ADK's own session services"):
+        DatabaseSessionService(path)
+
+
+async def test_the_shell_gives_readable_answers(database: Path) -> None:
+    async with DatabaseSessionService(database) as service:
+        session = await service.create_session("app", "u", "s", {"k": "ключ", "user:n": 1})
+        event = said("hi", **{"app:a": None})
+        event.invocation_id, event.timestamp = "i-1", 1767323045.5
+        await service.append_event(session, event)
+    with closing(sqlite3.connect(database)) as shell:
+        tables = {row[0] for row in shell.execute("SELECT name FROM sqlite_schema")}
+        assert tables >= {"adk_sessions", "adk_events", "adk_state"}
+        (row,) = shell.execute("SELECT * FROM adk_sessions;").fetchall()
+        assert row[:3] == ("app", "u", "s")
+        assert row[4] == "2026-01-02 03:04:05"
+        assert shell.execute(
+            "SELECT invocation_id, author, timestamp FROM adk_events ORDER BY id DESC LIMIT 10;"
+        ).fetchone() == ("i-1", "user", "2026-01-02 03:04:05.500")
+        state = shell.execute("SELECT scope, state_key, state_value FROM adk_state;").fetchall()
+        assert sorted(state) == [
+            ("app", "a", "null"), ("session", "k", '"ключ"'), ("user", "n", "1")
+        ]  # fmt: skip
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("bad", [1, b"x", None, "a\0b", "\ud800"])
+async def test_ids_no_database_can_hold(service: DatabaseSessionService, bad: Any) -> None:
+    for arguments in ((bad, "u", "s"), ("a", bad, "s")):
+        with pytest.raises(InvalidIdentifier) as raised:
+            await service.create_session(*arguments)
+        assert isinstance(raised.value, ValueError)
+        with pytest.raises(InvalidIdentifier):
+            await service.get_session(*arguments)
+    if bad is not None:
+        with pytest.raises(InvalidIdentifier):
+            await service.create_session("a", "u", bad)
+
+
+@pytest.mark.parametrize("blank", [None, "", "  ", "\u2003\n"])
+async def test_a_blank_id_means_generate_one(
+    service: DatabaseSessionService, blank: str | None
+) -> None:
+    first = await service.create_session("", "", blank)
+    second = await service.create_session("", "", blank)
+    assert first.id != second.id
+    assert (first.app_name, first.user_id) == ("", "")
+    assert await service.get_session("", "", f" {first.id} ") == first
+
+
+class Opaque:
+    def __repr__(self) -> str:
+        return "<opaque>"
+
+
+class Model(BaseModel):
+    n: int
+
+
+async def test_values_no_json_can_hold_become_text_with_a_warning(
+    service: DatabaseSessionService, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {"f": Opaque(), "b": b"\xff\x00", "ok": Model(n=1), "app:f": [Opaque()], "u": b"text"}
+    session = await service.create_session("a", "u", "s", state)
+    expected = {"f": "<opaque>", "b": "_wA=", "ok": {"n": 1}, "app:f": ["<opaque>"], "u": "text"}
+    assert session.state == expected
+    assert {record.args[0] for record in caplog.records} == {"f", "b"}  # type: ignore[index]
+    loaded = await service.get_session("a", "u", "s")
+    assert loaded is not None
+    assert loaded.state == expected
+
+
+async def test_errors_and_logs_hold_no_content(
+    service: DatabaseSessionService, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "s3cr3t"
+    session = await service.create_session("a", "u", "s", {"k": secret})
+    deep: Any = secret
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ValueNotStorable) as raised:
+        await service.append_event(session, said(secret, deep=deep))
+    assert secret not in str(raised.value)
+    await service.append_event(session, said(secret, other=Opaque()))
+    assert secret not in caplog.text
+
+
+async def test_a_closed_service_says_so(service: DatabaseSessionService) -> None:
+    session = await service.create_session("a", "u", "s")
+    await service.close()
+    await service.aclose()
+    with pytest.raises(StoreClosed, match="closed"):
+        await service.get_session("a", "u", "s")
+    with pytest.raises(StoreClosed):
+        await service.append_event(session, said("hi"))
+    with pytest.raises(StoreClosed):
+        service.get_stats()
+    assert session.events == []
+
+
+async def test_plain_methods_inside_a_running_loop_while_others_write(
+    service: DatabaseSessionService,
+) -> None:
+    sessions = [await service.create_session("a", "u", str(n)) for n in range(5)]
+    tasks = [asyncio.create_task(service.append_event(s, said("hi"))) for s in sessions]
+    await asyncio.sleep(0)
+    assert service.get_stats()["sessions"] == 5
+    assert service.vacuum()["sessions"] == 0
+    await asyncio.gather(*tasks)
