@@ -6,7 +6,6 @@ import asyncio
 import copy
 import datetime
 import logging
-import os
 import pickle
 import sqlite3
 from contextlib import closing
@@ -160,7 +159,6 @@ async def test_a_session_is_adks_own(service: DatabaseSessionService) -> None:
     assert isinstance(session, AdkSession)
     assert session == plain
     assert plain == session
-    assert not session != plain
     plain.state["k"] = 2
     assert session != plain
     assert plain != session
@@ -339,7 +337,7 @@ async def test_the_path_is_absolute_from_the_beginning_and_logged(
     monkeypatch.chdir(tmp_path / "elsewhere")
     await service.create_session("a", "u", "s")
     await service.aclose()
-    assert os.listdir(tmp_path / "elsewhere") == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.parametrize("problem", ["directory", "file as folder", "foreign file"])

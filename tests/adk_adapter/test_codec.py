@@ -1,0 +1,134 @@
+"""What was appended is what is read, for every field of every model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from google.adk.events import Event, EventActions
+from google.genai import types
+from hypothesis import HealthCheck, given, settings
+
+from adk_adapter import DatabaseSessionService
+from adk_adapter.codec import decode_event, encode_event
+from eventstore import CorruptEvent, InvalidIdentifier, RecordedEvent, StreamKey, ValueNotStorable
+from eventstore.events import Stream, StreamKind
+from tests.adk_adapter.strategies import events
+
+STREAM = Stream(1, StreamKey(StreamKind.SESSION, "a", "u", "s"), 2, 3, 2, 2, b"")
+
+
+def round_trip(event: Event) -> Event:
+    new = encode_event(event)
+    return decode_event(
+        RecordedEvent(
+            1, STREAM, 2, new.event_id, new.type, 1, 0, new.timestamp, new.author,
+            new.invocation_id, new.encoding, new.delta, new.data,
+        )
+    )  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(events())
+def test_every_field_of_every_model_comes_back(event: Event) -> None:
+    again = round_trip(event)
+    assert again == event
+    assert again.model_dump_json(by_alias=True) == event.model_dump_json(by_alias=True)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(events(), events())
+def test_what_was_appended_is_what_is_read(first: Event, second: Event) -> None:
+    async def run(path: Path) -> None:
+        async with DatabaseSessionService(path) as service:
+            session = await service.create_session("a", "u", "s")
+            for event in (first, second):
+                await service.append_event(session, event)
+            loaded = await service.get_session("a", "u", "s")
+            assert loaded is not None
+            assert loaded.events == session.events == [first, second]
+            assert loaded.state == session.state
+            assert loaded == session
+
+    if first.id != second.id:
+        with TemporaryDirectory() as folder:
+            asyncio.run(run(Path(folder) / "a.db"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 0.1 + 0.2, 2**70, 1e16, -0.0, "🜁\u2028", "a\0b", {"": {"": []}}, "x" * 5_000_000],
+    ids=lambda value: repr(value)[:12],
+)
+def test_values_strict_json_holds(value: Any) -> None:
+    event = Event(actions=EventActions(state_delta={"k": value}), custom_metadata={"k": value})
+    again = round_trip(event)
+    assert repr(again.actions.state_delta) == repr(event.actions.state_delta)
+    assert repr(again.custom_metadata) == repr(event.custom_metadata)
+    assert encode_event(event).encoding == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "\ud800"])
+def test_values_strict_json_does_not_hold(value: Any) -> None:
+    event = Event(actions=EventActions(state_delta={"k": [value, "é", None]}))
+    again = round_trip(event)
+    assert repr(again.actions.state_delta) == repr(event.actions.state_delta)
+    assert encode_event(event).encoding == 2
+
+
+def test_the_stored_text_can_be_read_by_people() -> None:
+    content = types.Content(role="user", parts=[types.Part(text="Привет")])
+    event = Event(author="user", content=content, actions=EventActions(state_delta={"app:k": 1}))
+    new = encode_event(event)
+    assert new.data is not None
+    assert "Привет" in new.data.decode()
+    assert json.loads(new.data)["content"]["parts"][0]["text"] == "Привет"
+    assert new.delta == b'{"app":{"k":1}}'
+    assert "k" not in json.loads(new.data)["actions"].get("stateDelta", {})
+
+
+def test_a_subclass_comes_back_as_an_event() -> None:
+    with pytest.warns(UserWarning, match="shadows"):
+
+        class Subclass(Event):
+            message: str = "its own"  # type: ignore[assignment]
+            extra_field: int = 3
+
+    content = types.Content(role="user", parts=[types.Part(text="hi")])
+    again = round_trip(Subclass(author="a", content=content))
+    assert type(again) is Event
+    assert again.content == content
+
+
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf, -math.inf])
+def test_times_that_are_none(timestamp: float) -> None:
+    with pytest.raises(ValueNotStorable, match="timestamp"):
+        encode_event(Event(timestamp=timestamp))
+
+
+@pytest.mark.parametrize("field", ["id", "author", "invocation_id"])
+@pytest.mark.parametrize("bad", ["a\0", "\udfff"])
+def test_ids_no_database_can_hold(field: str, bad: str) -> None:
+    with pytest.raises(InvalidIdentifier):
+        encode_event(Event(**{field: bad}))
+
+
+def test_what_no_json_can_hold_outside_the_state_is_refused() -> None:
+    with pytest.raises(ValueNotStorable, match="event 'e'"):
+        encode_event(Event(id="e", custom_metadata={"f": object()}))
+
+
+def test_a_payload_that_is_no_event_is_named() -> None:
+    new = encode_event(Event())
+    for data in (b'{"author": 3}', b"[]", b"{", None):
+        recorded = RecordedEvent(
+            7, STREAM, 2, "e", new.type, 1, 0, 0.0, "", "", 1, None, data
+        )  # fmt: skip
+        with pytest.raises(CorruptEvent, match="position 7") as raised:
+            decode_event(recorded)
+        assert raised.value.stream == str(STREAM.key)
