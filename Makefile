@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint check clean
+.PHONY: demo test test-system bench lint check clean
 
 # Installed again only when what is to be installed has changed.
 .venv/installed: pyproject.toml
@@ -17,6 +17,19 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The tests again on the newest Python at hand, from a clean install of its own.
+NEWEST ?= $(shell for p in python3.14 python3.13 $$(ls -rd $(HOME)/.pyenv/versions/3.1[3-9].*/bin/python 2>/dev/null) python3.12; do "$$p" -c '' 2>/dev/null && echo "$$p" && break; done)
+
+test-system: .venv-newest/installed
+	.venv-newest/bin/python -m pytest
+
+.venv-newest/installed: pyproject.toml
+	test -n '$(NEWEST)' || { echo 'a Python newer than 3.11 is needed: make test-system NEWEST=python3.13' >&2; exit 1; }
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-newest/bin/pip install --quiet --editable . --group bench
+	touch $@
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,102 @@
+"""Everything the README tells people to type works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("ADK_SESSION_DB", "SESSIONS")}
+    scripts = str(Path(sys.executable).parent)
+    return {**kept, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "PWD": str(folder)}
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run_as_they_stand(code: str, tmp_path: Path) -> None:
+    done = run([sys.executable, "-W", "error::ResourceWarning", "-c", code], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Every block uses the service, but for the one that is a module of its own.
+    made = tmp_path / "data_science" / "db" / "adk.sqlite3"
+    assert made.exists() == ("session_service =" in code or "service =" in code)
+
+
+def test_the_fallback_falls_back(tmp_path: Path) -> None:
+    (tmp_path / "data_science").write_text("a file where the folder should be")
+    code = next(block for block in blocks("python") if "will not be kept" in block)
+    done = run([sys.executable, "-c", code + "\nprint(type(session_service).__name__)"], tmp_path)
+    assert done.returncode == 0
+    assert "data_science" in done.stdout
+    assert done.stdout.endswith("InMemorySessionService\n")
+
+
+def test_the_switch_switches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(block for block in blocks("python") if "SESSIONS" in block)
+    code = f"import os; os.environ['SESSIONS'] = 'memory'\n{code}\nprint(session_service)"
+    done = run([sys.executable, "-c", code], tmp_path)
+    assert "InMemorySessionService" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_import_through_a_package_of_ones_own(tmp_path: Path) -> None:
+    package = tmp_path / "data_science" / "db"
+    package.mkdir(parents=True)
+    (line,) = [block for block in blocks("python") if "as DatabaseSessionService" in block]
+    (package / "__init__.py").write_text(line)
+    code = "from data_science.db import DatabaseSessionService; DatabaseSessionService()"
+    assert run([sys.executable, "-c", code], tmp_path).returncode == 0
+    assert (package / "adk.sqlite3").exists()
+
+
+def test_sql_and_rebuild(tmp_path: Path) -> None:
+    code = blocks("python")[0]
+    assert run([sys.executable, "-c", code], tmp_path).returncode == 0
+    with closing(sqlite3.connect(tmp_path / "data_science/db/adk.sqlite3")) as connection:
+        for (sql,) in [(s,) for block in blocks("sql") for s in block.splitlines()]:
+            connection.execute(sql)
+    (command,) = [block for block in blocks("sh") if "rebuild-projections" in block]
+    done = run(command.split(), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing changed" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is what this is about")
+def test_make_runs_the_commands_that_stand_beside_it(tmp_path: Path) -> None:
+    (plain,) = [block for block in blocks("sh") if "pip install" in block]
+    (verbs,) = [block for block in blocks("sh") if "make demo" in block]
+    said = "\n".join(
+        run(["make", "-n", "-B", *line.split()[1:]], ROOT).stdout for line in verbs.splitlines()
+    )
+    for command in plain.splitlines():
+        assert command in said
+    bench = next(block for block in blocks("sh") if "bench" in block)
+    assert "-m benchmarks" in run([*bench.split(), "-n"], ROOT).stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
