@@ -32,6 +32,8 @@ _STATE: Final = st.dictionaries(
     JSON,
     max_size=3,
 ).map(lambda state: {k.replace("\0", ""): v for k, v in state.items()})
+# What events are mostly made of; left to chance it would hardly ever be there.
+_OFTEN: Final = {"Event": {"actions", "content"}, "Content": {"parts"}}
 _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     str: TEXT,
     int: st.integers(-(2**53), 2**53),
@@ -58,6 +60,7 @@ _FIELDS: Final[dict[tuple[str, str], st.SearchStrategy[Any]]] = {
     ("CacheMetadata", "cache_name"): st.none(),
     ("CacheMetadata", "expire_time"): st.none(),
     ("CacheMetadata", "invocations_used"): st.none(),
+    ("CacheMetadata", "contents_count"): st.integers(0, 99),
     # Validated as JSON schemas, which text made at random is not.
     ("FunctionDeclaration", "parameters"): st.none(),
 }
@@ -82,8 +85,11 @@ def _model(model: type[BaseModel], depth: int) -> st.SearchStrategy[dict[str, An
     def choose(names: set[str]) -> st.SearchStrategy[dict[str, Any]]:
         return st.fixed_dictionaries({**required, **{name: optional[name] for name in names}})
 
-    names = st.sets(st.sampled_from(sorted(optional)), max_size=4) if optional else st.just(set())
-    return names.flatmap(choose)
+    if not optional:
+        return st.fixed_dictionaries(required)
+    names = st.sets(st.sampled_from(sorted(optional)), min_size=1, max_size=4)
+    often = _OFTEN.get(model.__name__, set())
+    return st.builds(set.union, names, st.sampled_from([set(), often])).flatmap(choose)
 
 
 def _field(
@@ -102,9 +108,11 @@ def _type(annotation: Any, depth: int) -> st.SearchStrategy[Any]:
     if origin is typing.Literal:
         return st.sampled_from(arguments)
     if origin in (typing.Union, python_types.UnionType):
-        return st.one_of(*(_type(argument, depth) for argument in arguments))
+        choices = [_type(argument, depth) for argument in arguments]
+        # Leaving a field out is what None looks like; set to None it is only now and then.
+        return st.one_of(*choices[:1], *choices)
     if origin is list:
-        return st.lists(_type(arguments[0], depth), max_size=2)
+        return st.lists(_type(arguments[0], depth), min_size=depth == 1, max_size=2)
     if origin is set:
         return st.sets(_type(arguments[0], depth), max_size=2)
     if origin is dict:
