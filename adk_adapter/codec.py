@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 import google.genai.version
@@ -35,6 +35,7 @@ __all__ = [
     "encode_event",
     "encode_state",
     "merge_scopes",
+    "rewind_delta",
     "split_scopes",
 ]
 
@@ -47,6 +48,10 @@ FINGERPRINT: Final = (
 _SCHEMA_VERSION: Final = 1
 _PREFIXES: Final = {"app": State.APP_PREFIX, "user": State.USER_PREFIX}
 _EXCLUDE_DELTA: Final = {"actions": {"state_delta"}}
+_KNOWN: Final = {field.alias or name for name, field in Event.model_fields.items()}
+_ABSENT: Final = object()
+_warned: Final[set[str]] = set()
+"""Unknown fields that were warned about: once each, not for every event."""
 _adapter: Final = pydantic.TypeAdapter(Event)
 _log = logging.getLogger(__name__)
 
@@ -151,6 +156,7 @@ def encode_event(event: Event) -> NewEvent:
         delta=delta,
         data=data,
         codec=FINGERPRINT,
+        delta_is_derived=bool(event.actions.rewind_before_invocation_id),
     )
 
 
@@ -176,10 +182,12 @@ def decode_event(event: RecordedEvent) -> Event:
         if event.data is None:
             raise ValueError("it has no payload")
         fields = decode(event.data, event.encoding)
+        if not isinstance(fields, dict):
+            raise TypeError("it is no object")
         if event.delta is not None:
             delta = merge_scopes(decode(event.delta, event.encoding))
             fields["actions"]["stateDelta"] = delta
-        return Event.model_validate(fields)
+        return _validate(fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptEvent(
             str(event.stream.key),
@@ -187,3 +195,59 @@ def decode_event(event: RecordedEvent) -> Event:
             event.position,
             f"it cannot be decoded ({type(error).__name__})",
         ) from error
+
+
+def _validate(fields: dict[str, Any]) -> Event:
+    """Makes the event, without the fields that a newer ADK wrote and this one does not know."""
+    if unknown := fields.keys() - _KNOWN:
+        for name in unknown:
+            _warn_unknown(name)
+    try:
+        return Event.model_validate(fields)
+    except pydantic.ValidationError as error:
+        paths = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+        if not any([_remove(fields, path) for path in paths]):  # noqa: C419 - each of them
+            raise
+        for path in paths:
+            _warn_unknown(".".join(str(step) for step in path if isinstance(step, str)))
+        return Event.model_validate(fields)
+
+
+def _remove(value: Any, path: tuple[str | int, ...]) -> bool:
+    """Takes a field out of nested data. Returns whether it was there."""
+    for step in path[:-1]:
+        # A step that leads nowhere is a name that pydantic uses for a member of a union.
+        inside = range(len(value)) if isinstance(value, list) else value
+        if isinstance(value, dict | list) and step in inside:
+            value = value[step]  # type: ignore[index]
+    return isinstance(value, dict) and value.pop(path[-1], _ABSENT) is not _ABSENT
+
+
+def _warn_unknown(field: str) -> None:
+    if field not in _warned:
+        _warned.add(field)
+        _log.warning(
+            "stored events have a field this ADK (%s) does not know, left out on loading: %s",
+            adk_version,
+            field,
+        )
+
+
+def rewind_delta(events: Sequence[RecordedEvent], invocation_id: str) -> dict[str, Any] | None:
+    """The session keys to set for the state to be as before an invocation; None for no such one.
+
+    Keys that came later are set to None, as ADK does; it has no way to remove one.
+    """
+    before: dict[str, Any] | None = None
+    state: dict[str, Any] = {}
+    for event in events:
+        if before is None and event.invocation_id == invocation_id:
+            before = dict(state)
+        if event.delta is not None:
+            state.update(decode(event.delta, event.encoding).get("session", {}))
+    if before is None:
+        return None
+    back = {key: value for key, value in before.items() if state[key] != value}
+    return back | {
+        key: None for key, value in state.items() if key not in before and value is not None
+    }

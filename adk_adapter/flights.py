@@ -15,6 +15,7 @@ from google.adk.events import Event
 from google.adk.sessions import Session
 
 from adk_adapter._adk import get_marker, set_marker
+from adk_adapter.codec import decode_event
 from eventstore import Appended, Cursor
 
 __all__ = ["Flight", "Flights", "marker"]
@@ -51,21 +52,23 @@ class Flight:
         Loops of several threads may report out of order: an event waits for its predecessor.
         """
         if self._applied is None:
-            self._applied = appended.previous
-        if appended.previous < self._applied:
+            self._applied = appended.behind
+        if appended.behind < self._applied:
             return  # stored by an earlier call, and known to this session already
-        self._ready[appended.previous] = event, appended
+        self._ready[appended.behind] = event, appended
         while (ready := self._ready.pop(self._applied, None)) is not None:
-            self._apply_one(*ready)
+            event, appended = ready
+            for missed in appended.missed:
+                self._add(decode_event(missed))
+            self._add(event)
+            self.session.last_update_time = event.timestamp
+            set_marker(self.session, marker(appended.stream_id, appended.version))
+            self._applied = appended.version
 
-    def _apply_one(self, event: Event, appended: Appended) -> None:
-        session = self.session
+    def _add(self, event: Event) -> None:
         # In place, and the very event object: ADK holds references to all three.
-        session.state.update(event.actions.state_delta)
-        session.events.append(event)
-        session.last_update_time = event.timestamp
-        set_marker(session, marker(appended.stream_id, appended.version))
-        self._applied = appended.version
+        self.session.state.update(event.actions.state_delta)
+        self.session.events.append(event)
 
 
 class Flights:

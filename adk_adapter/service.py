@@ -7,8 +7,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, State
@@ -23,7 +24,14 @@ from adk_adapter._adk import (
     new_uuid,
     set_marker,
 )
-from adk_adapter.codec import decode_event, encode_event, encode_state, merge_scopes
+from adk_adapter.codec import (
+    decode_event,
+    encode_event,
+    encode_state,
+    merge_scopes,
+    rewind_delta,
+    split_scopes,
+)
 from adk_adapter.flights import Flights, marker
 from adk_adapter.session import ListSessionsResponse, Session
 from eventstore import (
@@ -63,6 +71,13 @@ class DatabaseSessionService(BaseSessionService):
     `durability` says what an acknowledged write survives: "normal" every end of the process, a
     power cut may take the last writes but never the file; "full" the power cut too.
 
+    `on_stale` says what becomes of an event for a session to which somebody else has appended since
+    it was loaded. "raise", as in ADK, refuses it. "merge" appends it behind theirs and brings the
+    live session up to date with the events it missed, in place: state keys are merged key by key,
+    the last writer wins. A compaction or a rewind is refused all the same, for it was computed
+    from a history that has moved on, and so is a session that carries no revision (restored from
+    JSON) or was deleted meanwhile.
+
     May be used from any number of tasks, event loops, threads and processes at once.
 
     Raises:
@@ -80,11 +95,15 @@ class DatabaseSessionService(BaseSessionService):
         uri: str | None = None,
         agents_dir: str | None = None,
         durability: Durability = "normal",
+        on_stale: Literal["raise", "merge"] = "raise",
     ) -> None:
+        if on_stale not in ("raise", "merge"):
+            raise ValueError(f"on_stale must be 'raise' or 'merge', not {on_stale!r}")
         given = [target for target in (path, db_url, db_path, uri) if target is not None]
         if len(given) > 1:
             raise TypeError("pass one of path, db_url, db_path and uri, not several")
         self._store = open_store(given[0] if given else None, BUILT_IN, durability=durability)
+        self._merge = on_stale == "merge"
         self._flights = Flights()
         _log.info("sessions are kept in %s", self._store.path)
 
@@ -156,6 +175,9 @@ class DatabaseSessionService(BaseSessionService):
         The same event again changes nothing. The session changes only once the event is stored;
         after a cancelled call it is brought up to date when the outcome is there.
 
+        The state delta of a rewind event is computed anew from the log: ADK computes it from the
+        session's events alone, and so turns the state given to `create_session` into None.
+
         Raises:
             SessionNotFoundError: the session was deleted, or never created.
             StaleSessionError: somebody else appended since this session was loaded.
@@ -167,17 +189,29 @@ class DatabaseSessionService(BaseSessionService):
             return event
         _move_temporary_keys(session, event)
         key = _session_key(session.app_name, session.user_id, session.id)
+        actions = event.actions
+        if actions.rewind_before_invocation_id:
+            await self._correct_rewind(key, event, actions.rewind_before_invocation_id)
         new_event = encode_event(event)
+        # A compaction or a rewind says something about the history it was computed from.
+        merge = self._merge and not (actions.compaction or actions.rewind_before_invocation_id)
         flight = self._flights.board(session)
         landing = self._flights.landing(flight, event)
         try:
-            future = self._store.append(key, new_event, flight.cursor, landing)
+            future = self._store.append(key, new_event, flight.cursor, merge=merge, on_done=landing)
         except BaseException:
             landing(None)
             raise
         with _adk_errors(key):
             await future
         return event
+
+    async def _correct_rewind(self, key: StreamKey, event: Event, invocation_id: str) -> None:
+        """Puts the delta that leads back to the state before an invocation into a rewind event."""
+        delta = await self._store.read(key, partial(rewind_delta, invocation_id=invocation_id))
+        if delta is not None:
+            shared = split_scopes(event.actions.state_delta)
+            event.actions.state_delta = merge_scopes({**shared, "session": delta})
 
     async def update_keys(
         self, app_name: str, user_id: str, session_id: str, keys: Mapping[str, Any]

@@ -60,15 +60,18 @@ class Loaded(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """Where an event is stored: `previous` is the conversation version before it.
+    """Where an event is stored, and what its holder had not seen.
 
+    `behind` is the conversation version the holder stood at. `missed` are the conversation events
+    between that and this one, oldest first: some only when the append was told to merge.
     `stored_before` is True when the very same event had been stored by an earlier call.
     """
 
     stream_id: int
     version: int
-    previous: int
-    stored_before: bool
+    behind: int
+    missed: Sequence[RecordedEvent] = ()
+    stored_before: bool = False
 
 
 class MaintenanceTransaction(Protocol):
@@ -135,9 +138,14 @@ class EventStore(Protocol):
         key: StreamKey,
         event: NewEvent,
         cursor: Cursor,
+        *,
+        merge: bool = False,
         on_done: Callable[[Appended | None], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at, and moves the cursor.
+
+        When others have appended since, it is refused, or, with `merge`, appended behind theirs.
+        A cursor that stands on no version, or on a stream that was deleted, is always refused.
 
         An event that is stored already with equal content changes nothing and is reported where
         it is, before the cursor is even looked at. `on_done` is called on the loop's thread before
@@ -165,6 +173,14 @@ class EventStore(Protocol):
 
         `convert` is called on one of the store's threads, so that decoding a long conversation
         does not hold up the loop.
+        """
+
+    def read(
+        self, key: StreamKey, convert: Callable[[Sequence[RecordedEvent]], T]
+    ) -> asyncio.Future[T | None]:
+        """Reads every event of a stream, the conversation and all others; None for no stream.
+
+        `convert` is called on one of the store's threads.
         """
 
     def load_sessions(

@@ -87,19 +87,27 @@ class SqliteEventStore:
         key: StreamKey,
         event: NewEvent,
         cursor: Cursor,
+        *,
+        merge: bool = False,
         on_done: Callable[[Appended | None], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at."""
 
         def function(transaction: WriteTransaction) -> Appended:
             stream = transaction.require_stream(key)
-            if not _is_current(transaction, stream, cursor):
-                stored = _stored(transaction, stream, event, cursor)
-                if stored is None:
+            behind = _position(transaction, stream, cursor)
+            if behind != stream.conversation_version:
+                if (stored := _stored(transaction, stream, event, cursor)) is not None:
+                    return stored
+                if behind is None or not merge:
                     raise WrongExpectedVersion(
                         str(key), repr(cursor), f"{stream.id}:{stream.conversation_version}"
                     )
-                return stored
+            missed = (
+                ()
+                if behind == stream.conversation_version
+                else _missed(transaction, stream, behind)
+            )
             try:
                 recorded = transaction.append(stream, event)
             except sqlite3.IntegrityError:
@@ -108,7 +116,7 @@ class SqliteEventStore:
                     raise
                 return stored
             transaction.moved[cursor] = (stream.id, recorded.version)
-            return Appended(stream.id, recorded.version, stream.conversation_version, False)
+            return Appended(stream.id, recorded.version, behind, missed)
 
         def find(transaction: WriteTransaction) -> Appended | None:
             stream = transaction.find_stream(key)
@@ -155,6 +163,17 @@ class SqliteEventStore:
             if (stream := transaction.find_stream(key)) is None:
                 return None
             return convert(_loaded(transaction, stream, _events(transaction, stream, window)))
+
+        return self._running().future(Read(function))
+
+    def read(
+        self, key: StreamKey, convert: Callable[[Sequence[RecordedEvent]], T]
+    ) -> asyncio.Future[T | None]:
+        """Reads every event of a stream; None for no stream."""
+
+        def function(transaction: ReadTransaction) -> T | None:
+            stream = transaction.find_stream(key)
+            return None if stream is None else convert(transaction.read(stream))
 
         return self._running().future(Read(function))
 
@@ -286,13 +305,19 @@ def _rows_by_owner(
     return found
 
 
-def _is_current(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> bool:
-    """Whether the cursor stands at the stream's last conversation event."""
+def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> int | None:
+    """The conversation version the cursor's holder has seen; None for another stream's holder."""
     stream_id, version = transaction.moved.get(cursor, (cursor.stream_id, cursor.version))
     if version is not None:
-        return stream_id == stream.id and version == stream.conversation_version
+        return version if stream_id == stream.id else None
     event_id, timestamp = transaction.event_identity(stream, stream.conversation_version)
-    return event_id == cursor.last_event_id or timestamp == cursor.last_timestamp
+    if event_id == cursor.last_event_id or timestamp == cursor.last_timestamp:
+        return stream.conversation_version
+    return None
+
+
+def _missed(transaction: ReadTransaction, stream: Stream, behind: int) -> Sequence[RecordedEvent]:
+    return [e for e in transaction.read(stream, behind) if e.type == EventType.ADK_EVENT]
 
 
 def _stored(
@@ -301,10 +326,10 @@ def _stored(
     """Where this very event is stored already; the holder that only missed it catches up."""
     if (version := transaction.stored_version(stream, event)) is None:
         return None
-    previous = transaction.previous_conversation_version(stream, version)
-    if transaction.moved.get(cursor, (cursor.stream_id, cursor.version)) == (stream.id, previous):
+    behind = transaction.previous_conversation_version(stream, version)
+    if transaction.moved.get(cursor, (cursor.stream_id, cursor.version)) == (stream.id, behind):
         transaction.moved[cursor] = (stream.id, version)
-    return Appended(stream.id, version, previous, True)
+    return Appended(stream.id, version, behind, stored_before=True)
 
 
 def _free_pages(transaction: WriteTransaction) -> bool:

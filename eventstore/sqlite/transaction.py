@@ -102,15 +102,15 @@ class ReadTransaction:
         """The rows of a projection table that belong to any of the streams, in key order."""
         return self.tables[table].rows(self.connection, owners)
 
-    def read(self, stream: Stream) -> list[RecordedEvent]:
-        """Every event of a stream, oldest first.
+    def read(self, stream: Stream, after: int = 0) -> list[RecordedEvent]:
+        """Every event of a stream behind version `after`, oldest first.
 
         Raises:
             CorruptEvent: a digest does not match, or a version is missing.
         """
-        rows = self.connection.execute(_Q["read_stream_forward"], (stream.id, 0)).fetchall()
+        rows = self.connection.execute(_Q["read_stream_forward"], (stream.id, after)).fetchall()
         events = [_recorded(stream, row) for row in rows]
-        self._check_dense(stream, events, first=1)
+        self._check_dense(stream, events, first=after + 1)
         return events
 
     def read_conversation_tail(self, stream: Stream, count: int) -> list[RecordedEvent]:
@@ -324,10 +324,14 @@ class WriteTransaction(ReadTransaction):
         row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
         if row is None:
             return None
-        same = (event.type, event.encoding, digest(event.delta), digest(event.data))
-        if tuple(row[1:]) != same:
-            raise EventIdConflict(str(stream.key), event.event_id, row[0])
-        return int(row[0])
+        version, type_, encoding, delta_digest, data_digest = row
+        same = (type_, data_digest) == (event.type, digest(event.data)) and (
+            event.delta_is_derived
+            or (encoding, delta_digest) == (event.encoding, digest(event.delta))
+        )
+        if not same:
+            raise EventIdConflict(str(stream.key), event.event_id, version)
+        return int(version)
 
     def has_event(self, stream: Stream, event: NewEvent) -> bool:
         """Whether the stream holds an event with this one's id."""

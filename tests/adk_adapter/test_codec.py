@@ -132,3 +132,22 @@ def test_a_payload_that_is_no_event_is_named() -> None:
         with pytest.raises(CorruptEvent, match="position 7") as raised:
             decode_event(recorded)
         assert raised.value.stream == str(STREAM.key)
+
+
+def test_fields_of_a_newer_adk_stay_in_the_log_and_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = types.Content(role="user", parts=[types.Part(text="hi")])
+    event = Event(id="e", author="u", content=content, timestamp=1.0)
+    new = encode_event(event)
+    assert new.data is not None
+    fields = json.loads(new.data)
+    fields["ofTheFuture"] = 1
+    fields["actions"]["alsoNew"] = {"deep": [1]}
+    fields["content"]["parts"][0]["newPart"] = 2
+    data = json.dumps(fields).encode()
+    recorded = RecordedEvent(7, STREAM, 2, "e", new.type, 1, 0, 1.0, "u", "", 1, None, data)
+    for _ in range(3):
+        assert decode_event(recorded) == event
+    warned = [record.getMessage().rpartition(" ")[2] for record in caplog.records]
+    assert sorted(warned) == ["actions.alsoNew", "content.parts.newPart", "ofTheFuture"]

@@ -15,11 +15,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from google.adk.errors._stale_session_error import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events import Event, EventActions
+from google.adk.events.event_actions import EventCompaction
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 from google.adk.sessions import Session as AdkSession
+from google.adk.sessions.base_session_service import GetSessionConfig
 from google.genai import types
 from pydantic import BaseModel
 
@@ -477,3 +480,126 @@ async def test_plain_methods_inside_a_running_loop_while_others_write(
     assert service.get_stats()["sessions"] == 5
     assert service.vacuum()["sessions"] == 0
     await asyncio.gather(*tasks)
+
+
+# Stale sessions, and merging.
+
+
+async def test_only_one_of_two_loaded_sessions_goes_on(service: DatabaseSessionService) -> None:
+    first = await service.create_session("a", "u", "s")
+    second = await service.get_session("a", "u", "s")
+    assert second is not None
+    await service.append_event(first, said("first"))
+    with pytest.raises(StaleSessionError):
+        await service.append_event(second, said("second"))
+    assert second.events == []
+
+
+async def test_merging_brings_the_live_session_up_to_date(database: Path) -> None:
+    async with DatabaseSessionService(database, on_stale="merge") as service:
+        first = await service.create_session("a", "u", "s", {"k": 0})
+        second = await service.get_session("a", "u", "s")
+        assert second is not None
+        theirs = [said(str(n), k=n, **{"user:n": n, f"only{n}": n}) for n in range(3)]
+        for event in theirs:
+            await service.append_event(first, event)
+        unpersisted = said("a workflow keeps such events here")
+        second.events.append(unpersisted)
+        events, state = second.events, second.state
+        ours = [said("ours", k="ours"), said("more")]
+        await asyncio.gather(*(service.append_event(second, event) for event in ours))
+        assert second.events is events
+        assert second.state is state
+        assert events == [unpersisted, *theirs, *ours]
+        loaded = await service.get_session("a", "u", "s")
+        assert loaded is not None
+        assert loaded.events == [*theirs, *ours]
+        assert loaded.state == state
+        assert state == {"k": "ours", "user:n": 2, "only0": 0, "only1": 1, "only2": 2}
+        assert loaded._storage_update_marker == second._storage_update_marker
+
+
+async def test_merging_into_a_filtered_session_adds_what_came_after_it(database: Path) -> None:
+    async with DatabaseSessionService(database, on_stale="merge") as service:
+        first = await service.create_session("a", "u", "s")
+        await service.append_event(first, said("before"))
+        filtered = await service.get_session("a", "u", "s", GetSessionConfig(num_recent_events=0))
+        assert filtered is not None
+        event = said("after")
+        await service.append_event(first, event)
+        last = await service.append_event(filtered, said("last"))
+        assert filtered.events == [event, last]
+
+
+async def test_merging_still_refuses(database: Path) -> None:
+    async with DatabaseSessionService(database, on_stale="merge") as service:
+        session = await service.create_session("a", "u", "s")
+        stale = copy.deepcopy(session)
+        await service.append_event(session, said("newer"))
+        content = types.Content(role="model", parts=[types.Part(text="summary")])
+        compaction = EventCompaction(start_timestamp=1, end_timestamp=2, compacted_content=content)
+        for actions in (
+            EventActions(compaction=compaction),
+            EventActions(rewind_before_invocation_id="i"),
+        ):
+            with pytest.raises(StaleSessionError):
+                await service.append_event(stale, Event(actions=actions))
+        restored = AdkSession.model_validate_json(stale.model_dump_json())
+        with pytest.raises(StaleSessionError):
+            await service.append_event(restored, said("of no revision"))
+        await service.delete_session("a", "u", "s")
+        with pytest.raises(SessionNotFoundError):
+            await service.append_event(session, said("deleted"))
+        await service.create_session("a", "u", "s")
+        with pytest.raises(StaleSessionError):
+            await service.append_event(session, said("of the deleted one"))
+    with pytest.raises(ValueError, match="on_stale"):
+        DatabaseSessionService(database, on_stale="ignore")  # type: ignore[arg-type]
+
+
+# Rewind.
+
+
+async def test_a_rewind_leads_back_to_the_state_before_the_invocation(
+    service: DatabaseSessionService,
+) -> None:
+    given = {"given": 1, "changed": 1, "nothing": None, "user:u": 1}
+    session = await service.create_session("a", "u", "s", given)
+    await service.update_keys("a", "u", "s", {"set": "early", "changed": 2})
+    first = said("first", kept=1)
+    first.invocation_id = "i-1"
+    await service.append_event(session, first)
+    for delta in ({"changed": 3, "later": 1}, {"nothing": 1, "set": "late", "user:u": 2}):
+        event = said("second", **delta)
+        event.invocation_id = "i-2"
+        await service.append_event(session, event)
+    await service.update_keys("a", "u", "s", {"much_later": 1})
+    rewind = Event(
+        actions=EventActions(
+            rewind_before_invocation_id="i-2",
+            # As ADK computes it, which never saw the initial state.
+            state_delta={"given": None, "changed": None, "later": None, "set": None},
+        )
+    )
+    again = copy.deepcopy(rewind)
+    await service.append_event(session, rewind)
+    expected = {
+        "given": 1, "changed": 2, "nothing": None, "set": "early", "kept": 1,
+        "later": None, "much_later": None, "user:u": 2,
+    }  # fmt: skip
+    loaded = await service.get_session("a", "u", "s")
+    assert loaded is not None
+    assert loaded.state == expected
+    assert session.state == {**expected}
+    # Handed over again, its delta is computed from another state, and it is the same event still.
+    await service.append_event(session, again)
+    assert len(session.events) == 4
+
+
+async def test_a_rewind_to_an_unknown_invocation_keeps_its_delta(
+    service: DatabaseSessionService,
+) -> None:
+    session = await service.create_session("a", "u", "s", {"k": 1})
+    actions = EventActions(rewind_before_invocation_id="unknown", state_delta={"k": 2})
+    await service.append_event(session, Event(actions=actions))
+    assert session.state == {"k": 2}

@@ -145,7 +145,7 @@ def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(
             os, "access", lambda p, mode: real(p, mode) and not str(p).startswith(str(folder))
         )
-    with pytest.raises(PathUnusable, match="writ|Permission"):
+    with pytest.raises(PathUnusable, match=r"writ|Permission"):
         open_and_close(folder / "a.db")
 
 

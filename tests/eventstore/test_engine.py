@@ -106,7 +106,7 @@ def test_opening_and_closing_leaks_no_descriptors(database: Path) -> None:
         store.stats()
         store.transact(lambda _: None)
         store.close()
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     assert use() == use() == use()
 
@@ -268,15 +268,13 @@ async def test_waiting_for_a_stuck_process_ends_with_its_name(
     await store.create(SESSION, created())
 
 
-def test_opening_a_file_that_is_held_ends_with_its_name(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = gates.Gate(str(database), lambda: None)
+def test_opening_a_file_that_is_held_ends_with_its_name(database: Path) -> None:
     database.touch()
-    with gate.held(), gates_closed(database) as second, pytest.raises(StoreBusy, match="process"):
-        with second.held_within(0.1):
+    with gates_closed(database) as first, gates_closed(database) as second:
+        with first.held(), pytest.raises(StoreBusy, match="process"), second.held_within(0.1):
             raise AssertionError("two holders at once")
-    gate.close()
+        with second.held_within(0.1):
+            pass
 
 
 def gates_closed(database: Path) -> closing[gates.Gate]:
@@ -432,7 +430,8 @@ def test_without_fcntl_and_fork_as_on_windows(database: Path, locks: str) -> Non
         async with DatabaseSessionService(sys.argv[1]) as service:
             s = await service.create_session("a", "u", "s")
             actions = EventActions(state_delta={"k": 1})
-            await asyncio.gather(*(service.append_event(s, Event(actions=actions)) for _ in range(9)))
+            events = [Event(actions=actions) for _ in range(9)]
+            await asyncio.gather(*(service.append_event(s, event) for event in events))
             assert len((await service.get_session("a", "u", "s")).events) == 9
             print(service.vacuum()["sessions"])
     asyncio.run(main())

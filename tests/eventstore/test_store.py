@@ -25,8 +25,10 @@ from eventstore import (
 )
 from tests.eventstore.events import SESSION, created, new_event, session
 
+EVERYTHING = Window()
 
-async def load(store: EventStore, key: StreamKey = SESSION, window: Window = Window()) -> Loaded:
+
+async def load(store: EventStore, key: StreamKey = SESSION, window: Window = EVERYTHING) -> Loaded:
     loaded = await store.load(key, window, lambda loaded: loaded)
     assert loaded is not None
     return loaded
@@ -233,14 +235,42 @@ async def test_listing_needs_no_user_and_shows_no_events(store: EventStore) -> N
     assert await store.load_sessions("nowhere", None, lambda loaded: loaded) == []
 
 
+async def test_merging_appends_behind_others_and_says_what_was_missed(store: EventStore) -> None:
+    first = await opened(store)
+    second = Cursor(first.stream_id, first.version)
+    theirs = [new_event(data={"n": n}) for n in range(3)]
+    for event in theirs:
+        await store.append(SESSION, event, first)
+        await store.set_state(SESSION, new_event(EventType.STATE_SET))
+    merged = await asyncio.gather(
+        *(store.append(SESSION, new_event(), second, merge=True) for _ in range(2))
+    )
+    assert [event.event_id for event in merged[0].missed] == [event.event_id for event in theirs]
+    assert [(a.behind, a.version) for a in merged] == [(1, 8), (8, 9)]
+    assert merged[1].missed == ()
+    for holder in (Cursor(), Cursor(first.stream_id + 1, 9)):  # of no version, of another stream
+        with pytest.raises(WrongExpectedVersion):
+            await store.append(SESSION, new_event(), holder, merge=True)
+
+
+async def test_reading_shows_every_event(store: EventStore) -> None:
+    cursor = await opened(store)
+    await store.append(SESSION, new_event(), cursor)
+    await store.set_state(SESSION, new_event(EventType.STATE_SET))
+    types = await store.read(SESSION, lambda events: [event.type for event in events])
+    assert types == ["session_created", "adk_event", "state_set"]
+    assert await store.read(session("missing"), len) is None
+
+
 async def test_on_done_comes_in_commit_order_and_before_the_future(store: EventStore) -> None:
     cursor = await opened(store)
     seen: list[int] = []
-    futures = []
-    for _ in range(10):
-        futures.append(
-            store.append(SESSION, new_event(), cursor, lambda a: seen.append(a.version if a else 0))
+    futures = [
+        store.append(
+            SESSION, new_event(), cursor, on_done=lambda a: seen.append(a.version if a else 0)
         )
+        for _ in range(10)
+    ]
     futures[4].cancel()
     await asyncio.gather(*futures, return_exceptions=True)
     await store.barrier()
@@ -283,7 +313,7 @@ def test_a_loop_that_is_gone_harms_nobody(store: EventStore) -> None:
     async def hand_over_and_leave() -> None:
         cursor = await opened(store)
         for _ in range(50):
-            store.append(SESSION, new_event(), cursor, outcomes.append)
+            store.append(SESSION, new_event(), cursor, on_done=outcomes.append)
 
     asyncio.run(hand_over_and_leave())
     asyncio.run(_barrier(store))
