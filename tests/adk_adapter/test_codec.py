@@ -38,7 +38,7 @@ def round_trip(event: Event) -> Event:
 def test_every_field_of_every_model_comes_back(event: Event) -> None:
     again = round_trip(event)
     assert again == event
-    assert again.model_dump_json(by_alias=True) == event.model_dump_json(by_alias=True)
+    assert again.model_dump(by_alias=True) == event.model_dump(by_alias=True)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
