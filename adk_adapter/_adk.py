@@ -5,13 +5,20 @@ tests/adk_adapter/test_adk_internals.py notices when one of them changes.
 
 from __future__ import annotations
 
-from google.adk.errors._stale_session_error import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.platform.time import get_time
 from google.adk.platform.uuid import new_uuid
 from google.adk.sessions import Session
 from google.adk.version import __version__ as adk_version
+
+try:
+    from google.adk.errors._stale_session_error import StaleSessionError
+except ImportError:  # ADK before 2.7 raises a plain ValueError, and has nothing that catches it
+
+    class StaleSessionError(ValueError):  # type: ignore[no-redef]
+        """Somebody else appended to a session since it was loaded."""
+
 
 __all__ = [
     "AlreadyExistsError",

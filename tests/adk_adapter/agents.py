@@ -98,9 +98,7 @@ def transcript(content: types.Content) -> str:
 class PhoneCall(BaseLlmConnection):
     """Answers what it is sent until it is closed."""
 
-    def __init__(
-        self, answer: Callable[[types.Content | types.Blob], list[LlmResponse]]
-    ) -> None:
+    def __init__(self, answer: Callable[[types.Content | types.Blob], list[LlmResponse]]) -> None:
         self.answer = answer
         self.sent: asyncio.Queue[types.Content | types.Blob | None] = asyncio.Queue()
 

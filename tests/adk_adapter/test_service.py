@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from google.adk.errors._stale_session_error import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events import Event, EventActions
@@ -27,6 +26,7 @@ from google.genai import types
 from pydantic import BaseModel
 
 from adk_adapter import DatabaseSessionService
+from adk_adapter._adk import StaleSessionError
 from eventstore import (
     ForeignDatabase,
     InvalidIdentifier,
