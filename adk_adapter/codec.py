@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, cast
 
 import google.genai.version
 import pydantic
+import pydantic_core
 from google.adk.events import Event
 from google.adk.sessions import State
 from pydantic_core import to_jsonable_python
@@ -22,6 +23,7 @@ from adk_adapter._adk import adk_version, new_uuid
 from eventstore import (
     CorruptEvent,
     EventType,
+    InvalidIdentifier,
     NewEvent,
     RecordedEvent,
     ValueNotStorable,
@@ -136,15 +138,9 @@ def encode_event(event: Event) -> NewEvent:
         InvalidIdentifier, ValueNotStorable: nothing can be stored.
     """
     what = f"event {event.id!r}"
-    if not math.isfinite(event.timestamp):
-        raise ValueNotStorable(what, f"its timestamp is {event.timestamp}")
-    try:
-        plain = _adapter.dump_python(
-            event, mode="json", by_alias=True, exclude_none=True, exclude=_EXCLUDE_DELTA
-        )
-    except (pydantic.PydanticUserError, ValueError, RecursionError) as error:
-        raise ValueNotStorable(what, f"JSON cannot hold it ({type(error).__name__})") from error
-    (delta, data), encoding = encode([coerce_state(event.actions.state_delta), plain], what)
+    plain = _dump(event, what)
+    state_delta = event.actions.state_delta or {}
+    (delta, data), encoding = encode([coerce_state(state_delta), plain], what)
     return NewEvent(
         event_id=check_identifier("an event id", event.id),
         type=EventType.ADK_EVENT,
@@ -158,6 +154,49 @@ def encode_event(event: Event) -> NewEvent:
         codec=FINGERPRINT,
         delta_is_derived=bool(event.actions.rewind_before_invocation_id),
     )
+
+
+def _dump(event: Event, what: str) -> dict[str, Any]:
+    """The event as plain JSON data, without its state delta.
+
+    A field may have been assigned what it cannot hold, which nothing checks: stored as it is, it
+    would make the session unreadable. Such an event is stored only when it can be read back.
+    """
+    if not event.id:
+        raise InvalidIdentifier("an event id", "is empty")
+    try:
+        if not math.isfinite(event.timestamp):
+            raise ValueNotStorable(what, f"its timestamp is {event.timestamp}")
+        try:
+            return _plain(event, warnings="error")
+        except pydantic_core.PydanticSerializationError:
+            plain = _plain(event, warnings="none")
+            Event.model_validate(plain)
+            return plain
+    except pydantic.ValidationError as error:
+        raise ValueNotStorable(what, f"it is no valid event: {_summary(error)}") from None
+    except (pydantic.PydanticUserError, ValueError, TypeError, OverflowError, RecursionError) as e:
+        if isinstance(e, ValueNotStorable):
+            raise
+        raise ValueNotStorable(what, f"JSON cannot hold it ({type(e).__name__})") from None
+
+
+def _plain(event: Event, warnings: Literal["none", "error"]) -> dict[str, Any]:
+    plain: dict[str, Any] = _adapter.dump_python(
+        event,
+        mode="json",
+        by_alias=True,
+        exclude_none=True,
+        exclude=_EXCLUDE_DELTA,
+        warnings=warnings,
+    )
+    return plain
+
+
+def _summary(error: pydantic.ValidationError) -> str:
+    """Which fields are wrong and how, without what they hold."""
+    wrong = error.errors(include_input=False, include_url=False, include_context=False)
+    return ", ".join(f"{'.'.join(map(str, each['loc']))} ({each['type']})" for each in wrong[:3])
 
 
 def encode_state(type_: EventType, state: Mapping[str, Any], timestamp: float) -> NewEvent:
@@ -189,12 +228,10 @@ def decode_event(event: RecordedEvent) -> Event:
             fields["actions"]["stateDelta"] = delta
         return _validate(fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = _summary(error) if isinstance(error, pydantic.ValidationError) else type(error)
         raise CorruptEvent(
-            str(event.stream.key),
-            event.version,
-            event.position,
-            f"it cannot be decoded ({type(error).__name__})",
-        ) from error
+            str(event.stream.key), event.version, event.position, f"it cannot be decoded: {reason}"
+        ) from None
 
 
 def _validate(fields: dict[str, Any]) -> Event:

@@ -1,21 +1,27 @@
 """Appends under way: bringing a live session up to date once they are committed.
 
 Several tasks may append through one Session object at once. While they do, they share one cursor,
-so that none makes another stale. The session itself changes only after a commit, on the thread of
-the loop that appended, in the order of the log, and also when the task that waited was cancelled:
-otherwise a cancelled append that was stored would make the next one stale.
+so that none makes another stale. The session itself changes only after a commit, in the order of
+the log, and also when the task that waited was cancelled: otherwise a cancelled append that was
+stored would make the next one stale.
+
+The store's thread reports every outcome, in commit order; the loop that appended applies what was
+reported. Where that loop has ended meanwhile (ADK's `Runner.run` has one for each call), the next
+append through the session does.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
 
 from google.adk.events import Event
 from google.adk.sessions import Session
 
 from adk_adapter._adk import get_marker, set_marker
-from adk_adapter.codec import decode_event
 from eventstore import Appended, Cursor
 
 __all__ = ["Flight", "Flights", "marker"]
@@ -32,73 +38,76 @@ def _cursor(session: Session) -> Cursor:
     if stream_id.isdecimal() and version.isdecimal():
         return Cursor(int(stream_id), int(version))
     # Made by hand, or restored from JSON, which does not carry the marker.
-    last = session.events[-1].id if session.events else None
-    return Cursor(last_event_id=last, last_timestamp=session.last_update_time)
+    event_ids = frozenset(event.id for event in session.events)
+    return Cursor(event_ids=event_ids, last_timestamp=session.last_update_time)
 
 
 class Flight:
     """The appends under way through one Session object, and the cursor they share."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, gone: Callable[[weakref.ref[Session]], None]) -> None:
+        # Weak, so that a session nobody uses any more is not kept by an outcome nobody fetched.
+        self.session = weakref.ref(session, gone)
         self.cursor = _cursor(session)
         self.appends = 0
-        self._applied = self.cursor.version
-        self._ready: dict[int, tuple[Event, Appended]] = {}
+        self.outcomes: deque[tuple[Event, Appended | None]] = deque()
 
-    def apply(self, event: Event, appended: Appended) -> None:
-        """Brings the session up to date with a committed event, and with those that waited for it.
+    def apply_outcomes(self) -> None:
+        """Brings the session up to date with everything that was reported."""
+        while self.outcomes:
+            event, appended = self.outcomes.popleft()
+            self.appends -= 1
+            if appended is not None and appended.news:
+                self._apply(event, appended)
 
-        Loops of several threads may report out of order: an event waits for its predecessor.
-        """
-        if self._applied is None:
-            self._applied = appended.behind
-        if appended.behind < self._applied:
-            return  # stored by an earlier call, and known to this session already
-        self._ready[appended.behind] = event, appended
-        while (ready := self._ready.pop(self._applied, None)) is not None:
-            event, appended = ready
-            for missed in appended.missed:
-                self._add(decode_event(missed))
-            self._add(event)
-            self.session.last_update_time = event.timestamp
-            set_marker(self.session, marker(appended.stream_id, appended.version))
-            self._applied = appended.version
-
-    def _add(self, event: Event) -> None:
+    def _apply(self, event: Event, appended: Appended) -> None:
+        if (session := self.session()) is None:
+            return
         # In place, and the very event object: ADK holds references to all three.
-        self.session.state.update(event.actions.state_delta)
-        self.session.events.append(event)
+        for each in (*appended.missed, event):
+            session.state.update(each.actions.state_delta or {})
+            session.events.append(each)
+        session.last_update_time = event.timestamp
+        set_marker(session, marker(appended.stream_id, appended.version))
 
 
 class Flights:
     """All appends under way, by Session object. Used from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a session may be collected while it is held
         self._flights: dict[int, Flight] = {}
 
     def board(self, session: Session) -> Flight:
-        """Joins the appends under way through a session. Every call needs one of the callback."""
+        """Joins the appends under way through a session. Each must be reported once."""
+        if os.getpid() != self._process:
+            self._begin()  # a forked child: the parent's appends are not under way here
         with self._lock:
-            # The flight refers to the session, so its id cannot be used again meanwhile.
             flight = self._flights.get(id(session))
-            if flight is None:
-                flight = self._flights[id(session)] = Flight(session)
+            if flight is not None:
+                flight.apply_outcomes()
+            if flight is None or flight.appends == 0:
+                flight = Flight(session, self._forget(id(session)))
+                self._flights[id(session)] = flight
             flight.appends += 1
             return flight
 
-    def land(self, flight: Flight, event: Event, appended: Appended | None) -> None:
-        """Ends one append: committed as `appended`, or None when it failed."""
+    def land(self, flight: Flight) -> None:
+        """Applies what was reported, and ends the flight when nothing is under way any more."""
         with self._lock:
-            try:
-                if appended is not None:
-                    flight.apply(event, appended)
-            finally:
-                flight.appends -= 1
-                if flight.appends == 0:
-                    del self._flights[id(flight.session)]
+            flight.apply_outcomes()
+            if flight.appends == 0:
+                for key in [k for k, known in self._flights.items() if known is flight]:
+                    del self._flights[key]
 
-    def landing(self, flight: Flight, event: Event) -> Callable[[Appended | None], None]:
-        """The callback that ends one append."""
-        return lambda appended: self.land(flight, event, appended)
+    def _forget(self, key: int) -> Callable[[weakref.ref[Session]], None]:
+        def gone(session: weakref.ref[Session]) -> None:
+            with self._lock:
+                if (flight := self._flights.get(key)) is not None and flight.session is session:
+                    del self._flights[key]
+
+        return gone

@@ -35,6 +35,7 @@ from adk_adapter.codec import (
 from adk_adapter.flights import Flights, marker
 from adk_adapter.session import ListSessionsResponse, Session
 from eventstore import (
+    CorruptRow,
     Durability,
     EventIdConflict,
     EventType,
@@ -166,7 +167,7 @@ class DatabaseSessionService(BaseSessionService):
         check_identifier("app_name", app_name)
         check_identifier("user_id", user_id)
         rows = await self._store.load_rows(StreamKey(StreamKind.USER, app_name, user_id), "state")
-        return {str(key): decode_value(str(value)) for _, key, value, _ in rows}
+        return {str(key): _value(str(key), str(value)) for _, key, value, _ in rows}
 
     async def append_event(self, session: AdkSession, event: Event) -> Event:
         """Appends an event to a session, in the log and then in the object.
@@ -196,11 +197,18 @@ class DatabaseSessionService(BaseSessionService):
         # A compaction or a rewind says something about the history it was computed from.
         merge = self._merge and not (actions.compaction or actions.rewind_before_invocation_id)
         flight = self._flights.board(session)
-        landing = self._flights.landing(flight, event)
         try:
-            future = self._store.append(key, new_event, flight.cursor, merge=merge, on_done=landing)
+            future = self._store.append(
+                key,
+                new_event,
+                flight.cursor,
+                merge=decode_event if merge else None,
+                on_outcome=lambda appended: flight.outcomes.append((event, appended)),
+                on_done=lambda: self._flights.land(flight),
+            )
         except BaseException:
-            landing(None)
+            flight.outcomes.append((event, None))
+            self._flights.land(flight)
             raise
         with _adk_errors(key):
             await future
@@ -295,8 +303,12 @@ def _session_key(
 
 def _move_temporary_keys(session: AdkSession, event: Event) -> None:
     """Takes the `temp:` keys of an event's delta into the live session, and out of the event."""
-    delta = event.actions.state_delta
-    temporary = {k: v for k, v in delta.items() if k.startswith(State.TEMP_PREFIX)}
+    delta = event.actions.state_delta or {}
+    temporary = {
+        k: v
+        for k, v in delta.items()
+        if check_identifier("a state key", k).startswith(State.TEMP_PREFIX)
+    }
     if temporary:
         session.state.update(temporary)
         event.actions.state_delta = {k: v for k, v in delta.items() if k not in temporary}
@@ -325,8 +337,15 @@ def _session(loaded: Loaded) -> Session:
 def _state(owners: Mapping[str, int], rows: Sequence[Row]) -> dict[str, Any]:
     scopes: dict[int, dict[str, Any]] = {owner: {} for owner in owners.values()}
     for owner, key, value, _ in rows:
-        scopes[int(owner)][str(key)] = decode_value(str(value))
+        scopes[int(owner)][str(key)] = _value(str(key), str(value))
     return merge_scopes({scope: scopes[owner] for scope, owner in owners.items()})
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return decode_value(text)
+    except ValueError:
+        raise CorruptRow("state", f"holds no JSON (key {key!r})") from None
 
 
 @contextmanager

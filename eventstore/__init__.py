@@ -18,6 +18,7 @@ from eventstore.changes import (
 from eventstore.cursor import Cursor
 from eventstore.errors import (
     CorruptEvent,
+    CorruptRow,
     DatabaseReplaced,
     EventIdConflict,
     EventStoreError,
@@ -62,6 +63,7 @@ __all__ = [
     "Appended",
     "Change",
     "CorruptEvent",
+    "CorruptRow",
     "Cursor",
     "DatabaseReplaced",
     "Delete",

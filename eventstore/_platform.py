@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -27,9 +28,10 @@ except ImportError:
 
 __all__ = [
     "FileLock",
-    "after_fork_in_child",
+    "around_fork",
     "create_private_file",
     "file_identity",
+    "file_size",
     "network_file_system",
 ]
 
@@ -46,7 +48,10 @@ class FileLock:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_CREAT
+        # A link that somebody else put here must not lead this process to write elsewhere.
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
+            flags |= getattr(os, name, 0)
         self._fd = os.open(path, flags, 0o600)
 
     def acquire(self, *, blocking: bool) -> bool:
@@ -84,13 +89,20 @@ class FileLock:
             msvcrt.locking(self._fd, msvcrt.LK_UNLCK, 1)
 
     def sign(self) -> None:
-        """Writes this process's id into the file; call it while holding the lock."""
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        os.write(self._fd, f"{os.getpid():<20}".encode())
+        """Writes this process's id into the file; call it while holding the lock.
+
+        It only serves an error message: a full disk must not keep anybody from the lock.
+        """
+        with suppress(OSError):
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            os.write(self._fd, f"{os.getpid():<20}".encode())
 
     def holder(self) -> str:
         """Who signed last, as text for an error message."""
-        text = Path(self.path).read_text(errors="replace").strip()
+        try:
+            text = Path(self.path).read_text(errors="replace").strip()
+        except OSError:
+            text = ""
         return f"process {text}" if text.isdigit() else "another process"
 
     def close(self) -> None:
@@ -100,10 +112,12 @@ class FileLock:
             self._fd = -1
 
 
-def after_fork_in_child(callback: Callable[[], None]) -> None:
-    """Calls `callback` in every process forked from this one; nothing where there is no fork."""
+def around_fork(
+    before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]
+) -> None:
+    """Calls back around every fork of this process; nothing where there is no fork."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=callback)
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def create_private_file(path: str) -> bool:
@@ -124,9 +138,17 @@ def file_identity(path: str) -> tuple[int, int] | None:
     """Device and inode of a file, None when there is none. Never opens the file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - on the append path; Path.stat costs twice as much
-    except FileNotFoundError:
+    except OSError:  # not there, or no longer to be reached
         return None
     return status.st_dev, status.st_ino
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file, 0 when there is none."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
 
 
 def network_file_system(path: str) -> str | None:

@@ -15,26 +15,27 @@ class Cursor:
     Compared by identity. Only the writer changes it once it has been handed over.
 
     `version` is the conversation version the holder has seen. A holder that never learnt it (a
-    session restored from JSON) passes None and the id and time of the last event it knows:
-    it is up to date when one of them is that of the stream's last conversation event.
+    session restored from JSON) passes None, and the ids of the events it has: it is up to date
+    when the stream's last conversation event is among them. Without any it passes the time of the
+    last event it knows of.
     """
 
-    __slots__ = ("last_event_id", "last_timestamp", "stream_id", "version")
+    __slots__ = ("event_ids", "last_timestamp", "stream_id", "version")
 
     def __init__(
         self,
         stream_id: int | None = None,
         version: int | None = None,
         *,
-        last_event_id: str | None = None,
+        event_ids: frozenset[str] = frozenset(),
         last_timestamp: float = 0.0,
     ) -> None:
         self.stream_id = stream_id
         self.version = version
-        self.last_event_id: Final = last_event_id
+        self.event_ids: Final = event_ids
         self.last_timestamp: Final = last_timestamp
 
     def __repr__(self) -> str:
         if self.version is None:
-            return f"after event {self.last_event_id!r}"
+            return f"of a session without a revision, with {len(self.event_ids)} events"
         return f"{self.stream_id}:{self.version}"

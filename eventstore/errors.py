@@ -30,6 +30,7 @@ from __future__ import annotations
 
 __all__ = [
     "CorruptEvent",
+    "CorruptRow",
     "DatabaseReplaced",
     "EventIdConflict",
     "EventStoreError",
@@ -58,6 +59,19 @@ class EventStoreError(Exception):
 
     exit_code = 2
     """What a command exits with when this error ends it: 2, "could not run"."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Copied and pickled by its facts; the default would call __init__ with the message.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[EventStoreError], arguments: tuple[object, ...], facts: dict[str, object]
+) -> EventStoreError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(facts)
+    return error
 
 
 class StreamNotFound(EventStoreError):
@@ -180,6 +194,15 @@ class CorruptEvent(EventStoreError):
         self.stream = stream
         self.version = version
         self.position = position
+        self.reason = reason
+
+
+class CorruptRow(EventStoreError):
+    """A row of a projection that cannot be read; the log can make it anew."""
+
+    def __init__(self, table: str, reason: str) -> None:
+        super().__init__(f"A row of {table} {reason}. Run: rebuild-projections")
+        self.table = table
         self.reason = reason
 
 

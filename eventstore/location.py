@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from eventstore.errors import PathUnusable
 
@@ -50,7 +50,10 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
         text = _path_of_url(scheme, text)
     if text in ("", MEMORY):
         return MEMORY
-    return str(Path(text).expanduser().absolute())
+    if "\0" in text:
+        raise PathUnusable(repr(text), "contains NUL", "Pass a path without it.")
+    path = Path(text)
+    return str((path.expanduser() if text.startswith("~/") else path).absolute())
 
 
 def _path_of_url(scheme: str, url: str) -> str:
@@ -66,14 +69,15 @@ def _path_of_url(scheme: str, url: str) -> str:
             "has a scheme this package does not know",
             "Pass a path, sqlite:///relative/path or sqlite:////absolute/path.",
         )
-    parts = urlsplit(url)
-    if parts.netloc:
+    # Taken apart by hand: to SQLAlchemy, whose rule this is, "#" and ";" are part of a path.
+    host, _, path = url.partition(":")[2].removeprefix("//").partition("/")
+    if host:
         raise PathUnusable(
-            url,
+            f"{scheme}: URL",
             "has a host where a path belongs",
             "Write three slashes before a relative path and four before an absolute one.",
         )
-    if parts.query:
+    path, query, _ = path.partition("?")
+    if query:
         _log.warning("ignored the query of the database URL: it has no meaning to this package")
-    path = unquote(parts.path)
-    return path[1:] if path.startswith("/") else path
+    return unquote(path)

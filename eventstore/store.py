@@ -60,18 +60,17 @@ class Loaded(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """Where an event is stored, and what its holder had not seen.
+    """Where an event is stored, and what its holder is to be told of it.
 
-    `behind` is the conversation version the holder stood at. `missed` are the conversation events
-    between that and this one, oldest first: some only when the append was told to merge.
-    `stored_before` is True when the very same event had been stored by an earlier call.
+    `missed` are the conversation events between what the holder had seen and this one, oldest
+    first, as they were converted; some only when the append was told to merge. `news` is False
+    when the holder has this event already: it was stored by an earlier call, and others since.
     """
 
     stream_id: int
     version: int
-    behind: int
-    missed: Sequence[RecordedEvent] = ()
-    stored_before: bool = False
+    missed: Sequence[Any] = ()
+    news: bool = True
 
 
 class MaintenanceTransaction(Protocol):
@@ -86,9 +85,6 @@ class MaintenanceTransaction(Protocol):
     def replace_table(self, projection: InlineProjection, rows: Iterable[Row]) -> None:
         """Makes a projection's table and views anew with these rows."""
 
-    def rows(self, table: str, owners: Sequence[int]) -> Sequence[Row]:
-        """The rows of a projection table that belong to any of the streams."""
-
     def get_stream(self, stream_id: int) -> Stream:
         """A stream by its id."""
 
@@ -98,8 +94,11 @@ class MaintenanceTransaction(Protocol):
     def deleted_streams(self, count: int) -> Sequence[Stream]:
         """Up to `count` deleted streams whose events are still there."""
 
-    def was_written_by(self, position: int, stream: Stream) -> bool:
-        """Whether the event at a position belongs to a stream."""
+    def read(self, stream: Stream) -> Sequence[RecordedEvent]:
+        """Every event of a stream, oldest first."""
+
+    def row(self, table: str, key: Row) -> Row | None:
+        """One row of a projection table, whole."""
 
     def maintenance(self, reason: str) -> AbstractContextManager[None]:
         """Lets events be removed while it lasts; the transaction must log what it did."""
@@ -139,18 +138,21 @@ class EventStore(Protocol):
         event: NewEvent,
         cursor: Cursor,
         *,
-        merge: bool = False,
-        on_done: Callable[[Appended | None], None] | None = None,
+        merge: Callable[[RecordedEvent], Any] | None = None,
+        on_outcome: Callable[[Appended | None], None] | None = None,
+        on_done: Callable[[], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at, and moves the cursor.
 
-        When others have appended since, it is refused, or, with `merge`, appended behind theirs.
-        A cursor that stands on no version, or on a stream that was deleted, is always refused.
+        When others have appended since, it is refused, or, with `merge`, appended behind theirs:
+        `merge` converts each event the holder missed, on the store's thread. A cursor that stands
+        on no version, or on a stream that was deleted, is always refused.
 
         An event that is stored already with equal content changes nothing and is reported where
-        it is, before the cursor is even looked at. `on_done` is called on the loop's thread before
-        the future is done, in commit order, even when nobody awaits the future any more: with
-        the outcome, or None when it failed.
+        it is, before the cursor is even looked at. `on_outcome` is called on the store's thread,
+        in commit order and in any case: with the outcome, None when it failed. It must be quick,
+        and must not raise. `on_done` is called behind it on the loop's thread before the future is
+        done, also when nobody awaits the future any more.
 
         Raises:
             StreamNotFound, WrongExpectedVersion, EventIdConflict: nothing was stored.

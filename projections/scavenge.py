@@ -20,7 +20,7 @@ from eventstore import (
     NewEvent,
     Stream,
 )
-from eventstore.encoding import PYTHON_JSON, STRICT_JSON
+from eventstore.encoding import PYTHON_JSON, STRICT_JSON, decode_members
 
 __all__ = ["Scavenged", "scavenge"]
 
@@ -57,8 +57,8 @@ def _step(transaction: MaintenanceTransaction) -> Scavenged:
     events = carried = 0
     with transaction.maintenance("vacuum"):
         for stream in streams:
-            for owner in (stream.user_stream_id, stream.app_stream_id):
-                carried += _carry_over(transaction, stream, owner)
+            for owner, keys in _written_last(transaction, stream).items():
+                carried += _carry_over(transaction, owner, keys)
             events += transaction.scavenge(stream)
         done = Scavenged(len(streams), events, carried)
         log = {"streams": [stream.id for stream in streams], **done._asdict()}
@@ -69,24 +69,37 @@ def _step(transaction: MaintenanceTransaction) -> Scavenged:
     return done
 
 
-def _carry_over(transaction: MaintenanceTransaction, stream: Stream, owner: int) -> int:
-    """Gives the keys of one scope that `stream` wrote last a writer that stays."""
-    if owner == 0:
-        return 0
+def _written_last(transaction: MaintenanceTransaction, stream: Stream) -> dict[int, dict[str, str]]:
+    """The keys outside its own scope that a stream was the last to write, by owner, with values."""
+    last: dict[tuple[int, str], int] = {}
+    owners = stream.owners
+    for event in transaction.read(stream):
+        if event.delta is not None:
+            for scope, members in decode_members(event.delta, event.encoding).items():
+                if scope != "session":
+                    last.update(((owners[scope], key), event.position) for key in members)
+    values: dict[int, dict[str, str]] = {}
+    for (owner, key), position in last.items():
+        row = transaction.row("state", (owner, key))
+        if row is not None and row[3] == position:
+            values.setdefault(owner, {})[key] = str(row[2])
+    return values
+
+
+def _carry_over(transaction: MaintenanceTransaction, owner: int, keys: dict[str, str]) -> int:
+    """Gives keys of a scope a writer that stays."""
     scope = transaction.get_stream(owner)
-    values: dict[int, dict[str, msgspec.Raw]] = {STRICT_JSON: {}, PYTHON_JSON: {}}
-    for _, key, value, position in transaction.rows("state", [owner]):
-        assert isinstance(key, str)
-        assert isinstance(value, str)
-        assert isinstance(position, int)
-        if transaction.was_written_by(position, stream):
-            values[_encoding(value)][key] = msgspec.Raw(value.encode())
-    for encoding, members in values.items():
+    for encoding in (STRICT_JSON, PYTHON_JSON):
+        members = {
+            key: msgspec.Raw(value.encode())
+            for key, value in keys.items()
+            if _encoding(value) == encoding
+        }
         if members:
             delta = msgspec.json.encode({scope.key.kind.value: members})
             event = _event(EventType.STATE_SET, delta=delta, encoding=encoding)
             scope = transaction.append(scope, event).stream
-    return sum(map(len, values.values()))
+    return len(keys)
 
 
 def _encoding(value: str) -> int:

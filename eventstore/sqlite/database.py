@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Final
 from eventstore import _platform
 from eventstore.changes import InlineProjection
 from eventstore.errors import (
+    CorruptRow,
+    DatabaseReplaced,
     ForeignDatabase,
     NotADatabase,
     PathUnusable,
@@ -28,6 +30,7 @@ from eventstore.sqlite.tables import create_statements
 
 __all__ = [
     "BUSY_TIMEOUT_S",
+    "check_identity",
     "check_schema",
     "connect",
     "open_database",
@@ -44,7 +47,8 @@ _STATEMENTS_CACHED: Final = 256
 _OLDEST_SQLITE: Final = (3, 37)  # STRICT tables
 _REBUILD: Final = "Run: rebuild-projections --db {path}"
 
-_PRAGMAS: Final[Mapping[str, tuple[str, object]]] = {
+_PRAGMAS: Final[Mapping[str, tuple[str | None, object]]] = {
+    "encoding": (None, "UTF-8"),
     "journal_mode": ("WAL", "wal"),
     "foreign_keys": ("ON", 1),
     # A file from a stranger must not run functions from its schema, nor read broken cells.
@@ -61,8 +65,26 @@ _PRAGMAS: Final[Mapping[str, tuple[str, object]]] = {
 _ADK_TABLES: Final = {"app_states", "user_states", "sessions", "events"}
 
 
-def translate(path: str, error: sqlite3.Error) -> Exception:
-    """The typed error for one of SQLite's; errors that are bugs of ours come back as they are."""
+def check_identity(path: str, identity: tuple[int, int] | None) -> None:
+    """Asserts that a path still names the file that is open.
+
+    Raises:
+        DatabaseReplaced: it names another file, or none.
+    """
+    if _platform.file_identity(path) != identity:
+        raise DatabaseReplaced(
+            path,
+            "was removed or replaced while it was open",
+            "Restart the service to begin on the file that is there now.",
+        )
+
+
+def translate(path: str, error: BaseException) -> BaseException:
+    """The typed error for one of SQLite's; all others come back as they are."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    if "Could not decode to UTF-8" in str(error):  # the text goes on with the content
+        return CorruptRow("a projection or of the log", "holds text that is no UTF-8")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     name = getattr(error, "sqlite_errorname", "")
     match code:
@@ -138,7 +160,8 @@ def connect(path: str, *, read_only: bool, new: bool = False) -> sqlite3.Connect
     depends on; here every BEGIN is written out.
     """
     connection = sqlite3.connect(
-        path,
+        f"{Path(path).as_uri()}?mode=rw",  # a file that is gone must not be made anew, and empty
+        uri=True,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
@@ -148,13 +171,15 @@ def connect(path: str, *, read_only: bool, new: bool = False) -> sqlite3.Connect
         if new:
             # Only an empty file can take it. Freed pages are given back while others write.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA encoding = 'UTF-8'")
         for name, (value, read_back) in _PRAGMAS.items():
-            connection.execute(f"PRAGMA {name} = {value}")
+            if value is not None:
+                connection.execute(f"PRAGMA {name} = {value}")
             (actual,) = connection.execute(f"PRAGMA {name}").fetchone()
             if actual != read_back:
                 raise PathUnusable(
                     path,
-                    f"does not take PRAGMA {name} = {value} (it stays {actual})",
+                    f"has PRAGMA {name} = {actual}, not {read_back}",
                     "Choose a path on a local disk.",
                 )
         if read_only:
@@ -187,7 +212,7 @@ def open_database(
                 raise
             return connection
     except sqlite3.Error as error:
-        raise translate(path, error) from error
+        raise translate(path, error) from None
 
 
 def recognise(path: str) -> bool:
@@ -200,10 +225,12 @@ def recognise(path: str) -> bool:
         with closing(
             sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         ) as connection:
+            connection.execute("BEGIN")  # both in one snapshot: somebody may be making it just now
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+            connection.execute("COMMIT")
     except sqlite3.Error as error:
-        raise translate(path, error) from error
+        raise translate(path, error) from None
     if application_id == APPLICATION_ID:
         return False
     if application_id == 0 and not names:
@@ -290,10 +317,37 @@ def check_schema(
     for name, definition in actual.items():
         if definition.startswith("trigger") and name not in log:
             raise SchemaAltered(
-                path, f"has a trigger that is not ours: {name}", f"Remove it: DROP TRIGGER {name};"
+                path,
+                f"has a trigger that is not ours: {name}",
+                f'Remove it: DROP TRIGGER "{name}";',
             )
+    _check_indexes(connection, path, {*log, *folds})
+    if connection.execute("SELECT 1 FROM maintenance").fetchone() is not None:
+        raise SchemaAltered(
+            path,
+            "was left open for maintenance, so that events can be changed",
+            "Verify what was done, then: DELETE FROM maintenance;",
+        )
     if not for_rebuild:
         _check_projections(connection, path, projections, actual, folds)
+
+
+def _check_indexes(connection: sqlite3.Connection, path: str, ours: Set[str]) -> None:
+    """No index of a user's may refuse a row that we write."""
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    for table in {name for (name,) in tables} & ours:
+        for _, name, unique, origin, _ in connection.execute(
+            "SELECT * FROM pragma_index_list(?)", (table,)
+        ).fetchall():
+            expression = connection.execute(
+                "SELECT 1 FROM pragma_index_info(?) WHERE cid = -2", (name,)
+            ).fetchone()
+            if origin == "c" and name not in ours and (unique or expression):
+                raise SchemaAltered(
+                    path,
+                    f"has a unique index, or one on an expression, that is not ours: {name}",
+                    f'Remove it: DROP INDEX "{name}";',
+                )
 
 
 def _check_projections(

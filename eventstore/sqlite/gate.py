@@ -13,13 +13,14 @@ overlap, which also closes the WAL-reset corruption of SQLite before 3.51.3
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from eventstore._platform import FileLock
-from eventstore.errors import StoreBusy
+from eventstore.errors import PathUnusable, StoreBusy
 
 __all__ = ["Gate"]
 
@@ -29,27 +30,35 @@ _POLL_S: Final = 0.005
 class Gate:
     """The two locks beside a database file. One thread of a process enters at a time.
 
-    `on_wait` is called each time before this process is kept waiting.
+    Raises:
+        PathUnusable: the lock files cannot be made.
     """
 
-    def __init__(self, database: str, on_wait: Callable[[], None]) -> None:
+    def __init__(self, database: str) -> None:
         self._path = database
-        self._on_wait = on_wait
-        self._turn = FileLock(f"{database}-turn")
-        self._write = FileLock(f"{database}-gate")
-        self.waiting_since: float | None = None
-        """Monotonic seconds since when this process has been kept waiting, None when it is not."""
+        self._turn = _lock_file(f"{database}-turn")
+        try:
+            self._write = _lock_file(f"{database}-gate")
+        except BaseException:
+            self._turn.close()
+            raise
+        self._since: float | None = None
+        self._contended = threading.Event()
+        self._watched = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Holds the write lock, waiting for it without a limit."""
-        self._take(self._turn)
+        if not self._enter(blocking=False):
+            self._since = time.monotonic()
+            self._contended.set()
+            try:
+                self._enter(blocking=True)
+            finally:
+                self._since = None
+                self._contended.clear()
         try:
-            self._take(self._write)
-        finally:
-            self._turn.release()
-        self._write.sign()
-        try:
+            self._write.sign()
             yield
         finally:
             self._write.release()
@@ -66,19 +75,34 @@ class Gate:
             if time.monotonic() > deadline:
                 raise StoreBusy(self._path, seconds, self.holder())
             time.sleep(_POLL_S)
-        self._write.sign()
         try:
+            self._write.sign()
             yield
         finally:
             self._write.release()
 
-    def _take(self, lock: FileLock) -> None:
-        if lock.acquire(blocking=False):
-            return
-        self.waiting_since = time.monotonic()
-        self._on_wait()
-        lock.acquire(blocking=True)
-        self.waiting_since = None
+    def _enter(self, *, blocking: bool) -> bool:
+        if not self._turn.acquire(blocking=blocking):
+            return False
+        try:
+            return self._write.acquire(blocking=blocking)
+        finally:
+            self._turn.release()
+
+    def waited_s(self) -> float:
+        """For how many seconds this process has been kept waiting by now; 0.0 when it is not."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def wait_until_contended(self) -> bool:
+        """Blocks until this process is kept waiting. Returns False when nobody is to watch."""
+        self._contended.wait()
+        return self._watched
+
+    def stop_watching(self) -> None:
+        """Ends `wait_until_contended` for good."""
+        self._watched = False
+        self._contended.set()
 
     def holder(self) -> str:
         """Who holds the write lock, as text for an error message."""
@@ -88,3 +112,14 @@ class Gate:
         """Closes both lock files."""
         self._turn.close()
         self._write.close()
+
+
+def _lock_file(path: str) -> FileLock:
+    try:
+        return FileLock(path)
+    except OSError as error:
+        raise PathUnusable(
+            path,
+            f"cannot be used as a lock file: {error.strerror}",
+            "Free some space, or remove what is in its place.",
+        ) from error

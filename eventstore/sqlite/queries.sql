@@ -110,9 +110,6 @@ LIMIT ?;
 -- name: delete_events
 DELETE FROM events WHERE stream_id = ?;
 
--- name: event_of_stream
-SELECT 1 FROM events WHERE position = ? AND stream_id = ?;
-
 -- name: find_codec
 SELECT id FROM codecs WHERE fingerprint = ?;
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from eventstore.errors import EventStoreError
 from eventstore.sqlite.transaction import ReadTransaction, WriteTransaction
 
 __all__ = ["Checkpoint", "Read", "Request", "Write", "settle"]
@@ -18,14 +22,31 @@ class Request(Generic[T]):
     """One piece of work for an engine thread, and its outcome.
 
     The outcome reaches an awaiting task through its loop, or a blocked thread through an event.
-    `on_done` runs before either, on the loop's thread, in the order in which requests were
-    committed, and also when the task that waited was cancelled: with the result, None on failure.
+    `on_done` is called before either, on the loop's thread when there is one: also when the task
+    that waited was cancelled, but not when its loop has ended. `on_outcome` is called before that
+    on the engine's thread, in commit order and in any case: with the result, None on failure. It
+    must be quick, and must not raise.
     """
 
-    __slots__ = ("_done", "_error", "_future", "_loop", "_result", "on_done")
+    __slots__ = (
+        "_done",
+        "_error",
+        "_future",
+        "_loop",
+        "_result",
+        "on_done",
+        "on_outcome",
+        "submitted_at",
+    )
 
-    def __init__(self, on_done: Callable[[T | None], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_outcome: Callable[[T | None], None] | None = None,
+        on_done: Callable[[], None] | None = None,
+    ) -> None:
+        self.on_outcome = on_outcome
         self.on_done = on_done
+        self.submitted_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[T] | None = None
         self._done: threading.Event | None = None
@@ -55,12 +76,29 @@ class Request(Generic[T]):
         self._result, self._error = result, None
 
     def fail(self, error: BaseException) -> None:
-        """Sets the outcome; `settle` delivers it."""
-        self._error = error
+        """Sets the outcome; `settle` delivers it. The error becomes this request's own."""
+        if isinstance(error, StopIteration):  # which no future takes
+            error = RuntimeError("a function raised StopIteration")
+        # Raised to several callers, one object would gather all their tracebacks.
+        self._error = copy.copy(error) if isinstance(error, EventStoreError) else error
+
+    @property
+    def failed(self) -> bool:
+        """Whether the outcome is an error."""
+        return self._error is not None
+
+    def report(self) -> None:
+        """Tells the outcome on the engine's thread."""
+        if self.on_outcome is not None:
+            self.on_outcome(None if self._error is not None else self._result)
 
     def deliver(self) -> None:
         """Hands the outcome to whoever waits, on the thread that may do so."""
-        self.call_back()
+        try:
+            if self.on_done is not None:
+                self.on_done()
+        except BaseException as error:
+            self.fail(error)
         if self._done is not None:
             self._done.set()
         elif self._future is not None and not self._future.done():
@@ -68,11 +106,6 @@ class Request(Generic[T]):
                 self._future.set_exception(self._error)
             else:
                 self._future.set_result(self._result)  # type: ignore[arg-type]
-
-    def call_back(self) -> None:
-        """Runs the callback: all that is left to do when the loop that waited is gone."""
-        if self.on_done is not None:
-            self.on_done(None if self._error is not None else self._result)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -108,9 +141,10 @@ class Write(Request[T]):
         find: Callable[[WriteTransaction], T | None] | None = None,
         full: bool = False,
         alone: bool = False,
-        on_done: Callable[[T | None], None] | None = None,
+        on_outcome: Callable[[T | None], None] | None = None,
+        on_done: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(on_done)
+        super().__init__(on_outcome, on_done)
         self.function = function
         self.find = find
         self.full = full
@@ -127,17 +161,15 @@ def settle(requests: Iterable[Request[Any]]) -> None:
     """Delivers outcomes with one wake-up per event loop, in the order given."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Request[Any]]] = {}
     for request in requests:
+        request.report()
         if request.loop is None:
             request.deliver()
         else:
             by_loop.setdefault(request.loop, []).append(request)
     for loop, waiting in by_loop.items():
-        try:
+        # A loop that is closed has nobody left who awaits.
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(_deliver_all, waiting)
-        except RuntimeError:
-            # The loop is closed: nobody awaits, but the writer and the live objects go on.
-            for request in waiting:
-                request.call_back()
 
 
 def _deliver_all(requests: list[Request[Any]]) -> None:

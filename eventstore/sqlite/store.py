@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,10 +15,11 @@ from eventstore.cursor import Cursor
 from eventstore.errors import StoreClosed, WrongExpectedVersion
 from eventstore.events import EventType, NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.location import MEMORY
-from eventstore.sqlite import engine as engines
+from eventstore.sqlite import registry
+from eventstore.sqlite.engine import Engine
 from eventstore.sqlite.queries import migrations
 from eventstore.sqlite.requests import Read, Write
-from eventstore.sqlite.transaction import ReadTransaction, WriteTransaction
+from eventstore.sqlite.transaction import EventIdTaken, ReadTransaction, WriteTransaction
 from eventstore.store import Appended, Durability, Loaded, Window
 
 __all__ = ["SqliteEventStore"]
@@ -48,14 +47,13 @@ class SqliteEventStore:
         self._temporary: str | None = None
         if path == MEMORY:
             self._temporary = tempfile.mkdtemp(prefix="eventstore-")
+            registry.temporary_folders.add(self._temporary)
             path = str(Path(self._temporary) / "private.sqlite3")
         self._path = path
-        self._process = os.getpid()
         self._projections = tuple(projections)
         self._durability = durability
         self._closed = False
-        self._lock = threading.Lock()
-        self._engine = engines.acquire(path, self._projections, for_rebuild=for_rebuild)
+        self._engine = registry.acquire(path, self._projections, for_rebuild=for_rebuild)
 
     @property
     def path(self) -> str:
@@ -88,41 +86,41 @@ class SqliteEventStore:
         event: NewEvent,
         cursor: Cursor,
         *,
-        merge: bool = False,
-        on_done: Callable[[Appended | None], None] | None = None,
+        merge: Callable[[RecordedEvent], Any] | None = None,
+        on_outcome: Callable[[Appended | None], None] | None = None,
+        on_done: Callable[[], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at."""
 
         def function(transaction: WriteTransaction) -> Appended:
             stream = transaction.require_stream(key)
             behind = _position(transaction, stream, cursor)
+            missed: list[Any] = []
             if behind != stream.conversation_version:
                 if (stored := _stored(transaction, stream, event, cursor)) is not None:
                     return stored
-                if behind is None or not merge:
+                if behind is None or merge is None:
                     raise WrongExpectedVersion(
                         str(key), repr(cursor), f"{stream.id}:{stream.conversation_version}"
                     )
-            missed = (
-                ()
-                if behind == stream.conversation_version
-                else _missed(transaction, stream, behind)
-            )
+                missed = [merge(e) for e in _conversation(transaction.read(stream, behind))]
             try:
                 recorded = transaction.append(stream, event)
-            except sqlite3.IntegrityError:
-                # The event id is taken: by this very event, or else `_stored` raises.
+            except EventIdTaken:
+                # By this very event, or else `_stored` raises.
                 if (stored := _stored(transaction, stream, event, cursor)) is None:
                     raise
                 return stored
             transaction.moved[cursor] = (stream.id, recorded.version)
-            return Appended(stream.id, recorded.version, behind, missed)
+            return Appended(stream.id, recorded.version, missed)
 
         def find(transaction: WriteTransaction) -> Appended | None:
             stream = transaction.find_stream(key)
             return None if stream is None else _stored(transaction, stream, event, cursor)
 
-        return self._running().future(Write(function, find=find, full=self._full, on_done=on_done))
+        return self._running().future(
+            Write(function, find=find, full=self._full, on_outcome=on_outcome, on_done=on_done)
+        )
 
     def set_state(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
         """Appends an event that is no part of the conversation."""
@@ -244,26 +242,30 @@ class SqliteEventStore:
 
     def close(self) -> None:
         """Executes what was handed over and lets go of the file. Safe to call twice."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        engines.release(self._engine)
-        if self._temporary is not None and os.getpid() == self._process:
+        if self._closed:
+            return
+        self._closed = True
+        engine = self._engine
+        if engine.abandoned:
+            return
+        if engine.users > 1:
+            # The engine goes on for the others: wait for what was handed over here.
+            engine.call(Write(lambda _: None))
+        registry.release(engine)
+        if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            registry.temporary_folders.discard(self._temporary)
 
     @property
     def _full(self) -> bool:
         return self._durability == "full"
 
-    def _running(self) -> engines.Engine:
+    def _running(self) -> Engine:
         """The engine, begun anew in a forked child."""
         if self._closed:
             raise StoreClosed(self._path)
         if self._engine.abandoned:
-            with self._lock:
-                if self._engine.abandoned:
-                    self._engine = engines.acquire(self._path, self._projections)
+            self._engine = registry.acquire(self._path, self._projections)
         return self._engine
 
 
@@ -289,7 +291,7 @@ def _events(
         return transaction.read_conversation_since(stream, window.since, window.last)
     if window.last is not None:
         return transaction.read_conversation_tail(stream, window.last)
-    return [event for event in transaction.read(stream) if event.type == EventType.ADK_EVENT]
+    return _conversation(transaction.read(stream))
 
 
 def _rows_by_owner(
@@ -305,19 +307,21 @@ def _rows_by_owner(
     return found
 
 
+def _conversation(events: Sequence[RecordedEvent]) -> list[RecordedEvent]:
+    return [event for event in events if event.type == EventType.ADK_EVENT]
+
+
 def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> int | None:
-    """The conversation version the cursor's holder has seen; None for another stream's holder."""
+    """The conversation version the cursor's holder has seen; None when it cannot be told."""
     stream_id, version = transaction.moved.get(cursor, (cursor.stream_id, cursor.version))
     if version is not None:
         return version if stream_id == stream.id else None
-    event_id, timestamp = transaction.event_identity(stream, stream.conversation_version)
-    if event_id == cursor.last_event_id or timestamp == cursor.last_timestamp:
-        return stream.conversation_version
-    return None
-
-
-def _missed(transaction: ReadTransaction, stream: Stream, behind: int) -> Sequence[RecordedEvent]:
-    return [e for e in transaction.read(stream, behind) if e.type == EventType.ADK_EVENT]
+    head = stream.conversation_version
+    event_id, timestamp = transaction.event_identity(stream, head)
+    if cursor.event_ids:
+        return head if event_id in cursor.event_ids else None
+    # Holders without events: nothing was said yet, or they were loaded without what was.
+    return head if head == 1 or timestamp == cursor.last_timestamp else None
 
 
 def _stored(
@@ -326,15 +330,18 @@ def _stored(
     """Where this very event is stored already; the holder that only missed it catches up."""
     if (version := transaction.stored_version(stream, event)) is None:
         return None
-    behind = transaction.previous_conversation_version(stream, version)
-    if transaction.moved.get(cursor, (cursor.stream_id, cursor.version)) == (stream.id, behind):
+    before = transaction.previous_conversation_version(stream, version)
+    news = transaction.moved.get(cursor, (cursor.stream_id, cursor.version)) == (stream.id, before)
+    if news:
         transaction.moved[cursor] = (stream.id, version)
-    return Appended(stream.id, version, behind, stored_before=True)
+    return Appended(stream.id, version, news=news)
 
 
 def _free_pages(transaction: WriteTransaction) -> bool:
-    """Gives back some pages; returns whether there are more."""
+    """Gives back some pages; returns whether there are more to give."""
     connection = transaction.connection
+    (before,) = connection.execute("PRAGMA freelist_count").fetchone()
     connection.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
     (left,) = connection.execute("PRAGMA freelist_count").fetchone()
-    return bool(left)
+    # In a file that another program has made over (auto_vacuum = NONE) none are given back.
+    return bool(0 < left < before)

@@ -98,6 +98,12 @@ class ProjectionTable:
         sql = f"{self._select} WHERE {self._table.owner} IN ({marks}) ORDER BY {order}"
         return connection.execute(sql, tuple(owners)).fetchall()
 
+    def row(self, connection: sqlite3.Connection, key: Row) -> Row | None:
+        """The whole row with this key."""
+        where = " AND ".join(f"{name} = ?" for name in self._key)
+        row: Row | None = connection.execute(f"{self._select} WHERE {where}", key).fetchone()
+        return row
+
     def all_rows(self, connection: sqlite3.Connection) -> list[Row]:
         """Every row of the table."""
         return connection.execute(self._select).fetchall()

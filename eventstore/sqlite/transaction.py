@@ -33,7 +33,7 @@ from eventstore.events import (
 from eventstore.sqlite.queries import QUERIES
 from eventstore.sqlite.tables import ProjectionTable, create_statements, drop_statements
 
-__all__ = ["ReadTransaction", "WriteTransaction"]
+__all__ = ["EventIdTaken", "ReadTransaction", "WriteTransaction"]
 
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
@@ -54,6 +54,10 @@ def _recorded(stream: Stream, row: Sequence[Any]) -> RecordedEvent:
     ):
         raise CorruptEvent(str(stream.key), row[1], row[0], "its content does not match its digest")
     return RecordedEvent(row[0], stream, *row[1:12])
+
+
+class EventIdTaken(Exception):
+    """The insert of an event was refused: its stream holds one with this id."""
 
 
 class ReadTransaction:
@@ -116,28 +120,30 @@ class ReadTransaction:
     def read_conversation_tail(self, stream: Stream, count: int) -> list[RecordedEvent]:
         """The last `count` conversation events of a stream, oldest first, in O(count)."""
         tail: list[RecordedEvent] = []
-        conversation = 0
+        missing = min(count, stream.version)
+        page = missing
         before = stream.version + 1
         # Events that are no conversation may lie between: read on until there are enough.
-        while conversation < count and before > 1:
-            page = self.connection.execute(
-                _Q["read_stream_backward"], (stream.id, before, count - conversation)
+        while missing > 0 and before > 1:
+            rows = self.connection.execute(
+                _Q["read_stream_backward"], (stream.id, before, page)
             ).fetchall()
-            if not page:
+            if not rows:
                 break
-            events = [_recorded(stream, row) for row in page]
-            conversation += sum(event.type == EventType.ADK_EVENT for event in events)
+            events = [_recorded(stream, row) for row in rows]
             tail.extend(events)
             before = events[-1].version
+            missing -= sum(event.type == EventType.ADK_EVENT for event in events)
+            page *= 2
         tail.reverse()
         self._check_dense(stream, tail, first=stream.version - len(tail) + 1)
-        return [event for event in tail if event.type == EventType.ADK_EVENT]
+        return [event for event in tail if event.type == EventType.ADK_EVENT][-count:]
 
     def read_conversation_since(
         self, stream: Stream, timestamp: float, count: int | None
     ) -> list[RecordedEvent]:
         """The last `count` conversation events not older than `timestamp`, in stream order."""
-        limit = _NO_LIMIT if count is None else count
+        limit = _NO_LIMIT if count is None else min(count, stream.version)
         rows = self.connection.execute(
             _Q["read_conversation_since"], (stream.id, timestamp, limit)
         ).fetchall()
@@ -156,6 +162,10 @@ class ReadTransaction:
                     stream = streams[row[0]] = self.get_stream(row[0])
                 yield _recorded(stream, row[1:])
             after = rows[-1][1]
+
+    def row(self, table: str, key: Row) -> Row | None:
+        """One row of a projection table, whole; None when there is none."""
+        return self.tables[table].row(self.connection, key)
 
     def table_rows(self, projection: InlineProjection) -> Sequence[Row] | None:
         """Every row of a projection's table; None when it lacks its columns."""
@@ -182,11 +192,6 @@ class ReadTransaction:
         """The version of the conversation event before the one at `version`, 0 for none."""
         row = self.connection.execute(_Q["previous_conversation"], (stream.id, version)).fetchone()
         return 0 if row is None else int(row[0])
-
-    def was_written_by(self, position: int, stream: Stream) -> bool:
-        """Whether the event at a position belongs to a stream."""
-        row = self.connection.execute(_Q["event_of_stream"], (position, stream.id)).fetchone()
-        return row is not None
 
     def counts(self) -> dict[str, int]:
         """Rows per projection table, events, and the head position."""
@@ -218,10 +223,16 @@ class WriteTransaction(ReadTransaction):
         self.moved: dict[Cursor, tuple[int, int]] = {}
         """Where cursors stand once this transaction is committed: stream id and version."""
         self._changes_before = connection.total_changes
+        self._content_bytes = 0
 
-    def changes(self) -> int:
-        """Rows written in this transaction so far."""
-        return self.connection.total_changes - self._changes_before
+    def written(self) -> tuple[int, int]:
+        """Rows written in this transaction so far, and bytes of content in them."""
+        return self.connection.total_changes - self._changes_before, self._content_bytes
+
+    def move_cursors(self) -> None:
+        """Lets the cursors stand where this transaction led them; call it once it is committed."""
+        for cursor, (stream_id, version) in self.moved.items():
+            cursor.stream_id, cursor.version = stream_id, version
 
     def open_stream(self, key: StreamKey) -> Stream:
         """Makes a new live stream, and the streams of its user and app where they are missing.
@@ -251,7 +262,7 @@ class WriteTransaction(ReadTransaction):
         Returns the recorded event, whose `stream` has the new head.
 
         Raises:
-            sqlite3.IntegrityError: the stream holds an event with this id; nothing was written.
+            EventIdTaken: the stream holds an event with this id; nothing was written.
         """
         if stream.version == 0:
             event = self._with_identity(stream, event)
@@ -272,8 +283,7 @@ class WriteTransaction(ReadTransaction):
             delta_digest=delta_digest,
             data_digest=data_digest,
         )
-        cursor = self.connection.execute(
-            _Q["insert_event"],
+        position = self._insert_event(
             (
                 stream.id,
                 version,
@@ -291,13 +301,14 @@ class WriteTransaction(ReadTransaction):
                 chain,
                 None if event.delta is None else event.delta.decode(),
                 None if event.data is None else event.data.decode(),
-            ),
+            )
         )
-        assert cursor.lastrowid is not None
+        # The delta is written twice: into the log, and key by key into the state.
+        self._content_bytes += len(event.data or b"") + 2 * len(event.delta or b"")
         conversation = version if event.type in CONVERSATION_TYPES else stream.conversation_version
         self.connection.execute(_Q["move_head"], (version, conversation, chain, stream.id))
         recorded = RecordedEvent(
-            cursor.lastrowid,
+            position,
             stream._replace(version=version, conversation_version=conversation, chain=chain),
             version,
             event.event_id,
@@ -314,6 +325,14 @@ class WriteTransaction(ReadTransaction):
         for table in self.tables.values():
             table.apply(self.connection, table.projection.apply(recorded))
         return recorded
+
+    def _insert_event(self, row: tuple[object, ...]) -> int:
+        try:
+            cursor = self.connection.execute(_Q["insert_event"], row)
+        except sqlite3.IntegrityError as error:
+            raise EventIdTaken(str(error)) from error
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     def stored_version(self, stream: Stream, event: NewEvent) -> int | None:
         """The version at which this very event is stored already, None when it is not.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime
+import gc
 import logging
 import pickle
 import sqlite3
+import weakref
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from pydantic import BaseModel
 from adk_adapter import DatabaseSessionService
 from adk_adapter._adk import StaleSessionError
 from eventstore import (
+    CorruptRow,
     ForeignDatabase,
     InvalidIdentifier,
     InvalidInput,
@@ -603,3 +607,104 @@ async def test_a_rewind_to_an_unknown_invocation_keeps_its_delta(
     actions = EventActions(rewind_before_invocation_id="unknown", state_delta={"k": 2})
     await service.append_event(session, Event(actions=actions))
     assert session.state == {"k": 2}
+
+
+# Loops that end, and objects that are broken.
+
+
+def test_an_append_whose_loop_has_ended_is_caught_up_with(database: Path) -> None:
+    service = DatabaseSessionService(database)
+    session = asyncio.run(service.create_session("a", "u", "s"))
+    events = [said(str(n)) for n in range(30)]
+
+    async def hand_over_and_leave(event: Event) -> None:
+        task = asyncio.ensure_future(service.append_event(session, event))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    for event in events:
+        asyncio.run(hand_over_and_leave(event))
+    last = said("last")
+    asyncio.run(service.append_event(session, last))
+    assert session.events == [*events, last]
+    loaded = asyncio.run(service.get_session("a", "u", "s"))
+    assert loaded == session
+    assert service._flights._flights == {}
+    asyncio.run(service.close())
+
+
+async def test_a_session_nobody_uses_any_more_is_not_kept(service: DatabaseSessionService) -> None:
+    session = await service.create_session("a", "u", "s")
+    weak = weakref.ref(session)
+    task = asyncio.create_task(service.append_event(session, said("hi")))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    del session, task
+    await service.flush()
+    gc.collect()
+    assert weak() is None
+    assert service._flights._flights == {}
+
+
+async def test_a_broken_session_object_harms_no_other(service: DatabaseSessionService) -> None:
+    sessions = [await service.create_session("a", "u", str(n)) for n in range(4)]
+    sessions[1].events = None  # type: ignore[assignment]
+    outcomes = await asyncio.gather(
+        *(service.append_event(session, said("hi")) for session in sessions),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, Event) for outcome in outcomes] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda event: setattr(event, "content", "secret"),
+        lambda event: setattr(event, "branch", ["secret"]),
+        lambda event: setattr(event.actions, "escalate", "secret"),
+        lambda event: setattr(event, "timestamp", "secret"),
+        lambda event: setattr(event, "timestamp", 10**400),
+        lambda event: setattr(event, "id", ""),
+        lambda event: setattr(event.actions, "state_delta", {3: 4}),
+    ],
+)
+async def test_events_that_could_not_be_loaded_are_not_stored(
+    service: DatabaseSessionService, spoil: Callable[[Event], None]
+) -> None:
+    session = await service.create_session("a", "u", "s")
+    event = said("hi")
+    spoil(event)
+    with pytest.raises(InvalidInput) as raised:
+        await service.append_event(session, event)
+    assert "secret" not in str(raised.value)
+    await service.append_event(session, said("goes on"))
+    loaded = await service.get_session("a", "u", "s")
+    assert loaded is not None
+    assert len(loaded.events) == 1
+
+
+async def test_harmless_mismatches_are_stored_as_what_they_mean(
+    service: DatabaseSessionService,
+) -> None:
+    session = await service.create_session("a", "u", "s")
+    event = said("hi")
+    event.timestamp = 5
+    event.actions.state_delta = None  # type: ignore[assignment]
+    await service.append_event(session, event)
+    loaded = await service.get_session("a", "u", "s")
+    assert loaded is not None
+    assert loaded.events[0].timestamp == 5.0
+
+
+async def test_a_corrupt_row_is_named(service: DatabaseSessionService, database: Path) -> None:
+    await service.create_session("a", "u", "s", {"user:k": "secret"})
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("UPDATE state SET state_value = '{secret'")
+    for load in (
+        service.get_session("a", "u", "s"), service.list_sessions("a"),
+        service.get_user_state("a", "u"),
+    ):  # fmt: skip
+        with pytest.raises(CorruptRow, match="'k'") as raised:
+            await load
+        assert "secret" not in str(raised.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import sqlite3
 import stat
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from eventstore import (
     CorruptEvent,
+    CorruptRow,
     Cursor,
     DatabaseReplaced,
     EventStore,
@@ -203,6 +205,9 @@ def test_a_newer_schema(database: Path) -> None:
             SchemaAltered,
             "evil",
         ),
+        ("CREATE UNIQUE INDEX once ON state (state_value)", SchemaAltered, "once"),
+        ("CREATE INDEX odd ON events (json_extract(data, '$.a'))", SchemaAltered, "odd"),
+        ("INSERT INTO maintenance VALUES (1, 'x')", SchemaAltered, "maintenance"),
         ("DROP TABLE state", ProjectionMissing, "rebuild-projections"),
         ("DROP VIEW adk_state", ProjectionMissing, "rebuild-projections"),
         ("DELETE FROM projections", ProjectionMissing, "rebuild-projections"),
@@ -248,6 +253,21 @@ async def test_nothing_is_acknowledged_on_a_file_that_is_gone(
     for _ in range(2):
         with pytest.raises(DatabaseReplaced, match="Restart"):
             await store.set_state(SESSION, new_event(EventType.STATE_SET))
+
+
+async def test_a_row_that_is_no_text_is_named_without_its_content(
+    store: EventStore, database: Path
+) -> None:
+    await store.create(SESSION, created(session={"k": "secret"}))
+    sql(database, "UPDATE state SET state_value = CAST(x'22736563726574ff22' AS TEXT)")
+    with pytest.raises(CorruptRow, match="rebuild-projections") as raised:
+        await store.load(SESSION, Window(), bool)
+    assert "secret" not in str(raised.value)
+
+
+def test_errors_can_be_copied_and_pickled() -> None:
+    error = pickle.loads(pickle.dumps(CorruptEvent("s", 1, 2, "why")))
+    assert (str(error), error.position) == (str(CorruptEvent("s", 1, 2, "why")), 2)
 
 
 async def test_a_changed_byte_is_never_served(store: EventStore, database: Path) -> None:

@@ -23,7 +23,9 @@ from eventstore import (
     Appended,
     Change,
     Cursor,
+    DatabaseReplaced,
     EventStore,
+    ProjectionMissing,
     Put,
     RecordedEvent,
     StoreBusy,
@@ -71,6 +73,41 @@ async def test_a_failing_projection_fails_its_own_append_only(database: Path) ->
     store.close()
 
 
+class Broken(Fussy):
+    """A projection that breaks in ways that are nobody's business to expect."""
+
+    name = "broken"
+    table = Table("broken", key={"stream_id": "integer"}, columns={"author": "text"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        match event.delta and event.delta.decode():
+            case '{"session":{"k":"constraint"}}':
+                return (Put((event.stream.id,), (None,)),)  # type: ignore[arg-type]
+            case '{"session":{"k":"exit"}}':
+                raise SystemExit
+            case '{"session":{"k":"stop"}}':
+                raise StopIteration
+        return ()
+
+
+@pytest.mark.parametrize("poison", ["constraint", "exit", "stop"])
+async def test_whatever_a_projection_raises_only_its_append_fails(
+    database: Path, poison: str
+) -> None:
+    store = open_store(database, (*BUILT_IN, Broken()))
+    keys = [session(str(n)) for n in range(3)]
+    cursors = [Cursor((await store.create(k, created())).stream.id, 1) for k in keys]
+    for _ in range(2):
+        events = [
+            new_event(delta={"session": {"k": poison if n == 1 else "fine"}}) for n in range(3)
+        ]
+        futures = [store.append(*args) for args in zip(keys, events, cursors, strict=True)]
+        await asyncio.wait(futures)
+        assert [f.exception() is None for f in futures] == [True, False, True]
+    assert [r.changed for r in rebuild(store, store.projections)] == [0, 0, 0]
+    store.close()
+
+
 def _rebuild(store: EventStore) -> list[object]:
     return list(rebuild(store, store.projections))
 
@@ -91,9 +128,12 @@ def test_stores_on_one_file_share_one_engine(database: Path) -> None:
             assert await store.load(session(str(n)), Window(), bool)
 
     asyncio.run(use())
-    assert threading.active_count() == threads + 3  # a writer and two readers
+    assert threading.active_count() == threads + 4  # a writer, its watchdog and two readers
     for store in stores:
         store.close()
+    for thread in threading.enumerate():
+        if thread.name == "eventstore-watchdog":
+            thread.join(5)
     assert threading.active_count() == threads
 
 
@@ -233,7 +273,7 @@ async def _create(store: EventStore) -> None:
 _HOLDER: Final = """
     import sys, time
     from eventstore.sqlite.gate import Gate
-    with Gate(sys.argv[1], lambda: None).held():
+    with Gate(sys.argv[1]).held():
         print("held", flush=True)
         time.sleep(60)
 """
@@ -278,7 +318,7 @@ def test_opening_a_file_that_is_held_ends_with_its_name(database: Path) -> None:
 
 
 def gates_closed(database: Path) -> closing[gates.Gate]:
-    return closing(gates.Gate(str(database), lambda: None))
+    return closing(gates.Gate(str(database)))
 
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -456,3 +496,158 @@ def test_a_reader_never_waits_for_a_writer(store: EventStore) -> None:
     assert time.monotonic() - began < 20  # it came back while the writer still holds the lock
     leave.set()
     writer.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_goes_on_after_its_parent_closed(database: Path) -> None:
+    """SQLite's locks of the parent, inherited, once made the child write into a deleted WAL."""
+    program = (
+        _PRELUDE
+        + """
+    async def use(name):
+        cursor = Cursor((await store.create(session(name), created())).stream.id, 1)
+        for _ in range(10):
+            await store.append(session(name), new_event(), cursor)
+    asyncio.run(use("parent"))
+    here, there = os.pipe()
+    if (pid := os.fork()) == 0:
+        asyncio.run(use("child-before"))
+        os.read(here, 1)
+        asyncio.run(use("child-after"))
+        os._exit(0)
+    asyncio.run(use("parent-again"))
+    store.close()
+    os.write(there, b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_log(database) as store:
+        stats = store.stats()
+        assert (stats["sessions"], stats["events"]) == (4, 44)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forks_while_others_write(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + """
+    import threading
+    async def use(name, count):
+        cursor = Cursor((await store.create(session(name), created())).stream.id, 1)
+        for _ in range(count):
+            await store.append(session(name), new_event(), cursor)
+            await store.load(session(name), Window(last=1), bool)
+    writers = [threading.Thread(target=asyncio.run, args=(use(f"w{n}", 150),)) for n in range(3)]
+    for writer in writers: writer.start()
+    children = []
+    for n in range(5):
+        if (pid := os.fork()) == 0:
+            asyncio.run(use(f"c{n}", 10))
+            os._exit(0)
+        children.append(pid)
+    for writer in writers: writer.join()
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 5
+    print(store.stats()["events"])
+    store.close()
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stdout) == (0, f"{3 * 151 + 5 * 11}\n"), done.stderr
+
+
+async def test_nothing_is_acknowledged_into_a_wal_that_is_gone(
+    store: EventStore, database: Path
+) -> None:
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    await store.append(SESSION, new_event(), cursor)
+    Path(f"{database}-wal").unlink()
+    with pytest.raises(DatabaseReplaced, match="-wal"):
+        await store.append(SESSION, new_event(), cursor)
+
+
+async def test_a_folder_that_became_something_else(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    store = open_store(folder / "a.db", BUILT_IN)
+    await store.create(SESSION, created())
+    folder.rename(tmp_path / "moved")
+    folder.write_text("a file")
+    for _ in range(2):
+        with pytest.raises(DatabaseReplaced):
+            await store.create(session("other"), created())
+        with pytest.raises(DatabaseReplaced):
+            await store.load(SESSION, Window(), bool)
+    store.close()
+
+
+async def test_readers_make_no_file_where_one_was_removed(
+    store: EventStore, database: Path
+) -> None:
+    await store.create(SESSION, created())
+    for path in database.parent.glob(f"{database.name}*"):
+        path.unlink()
+    with pytest.raises(DatabaseReplaced):
+        await store.load(SESSION, Window(), bool)
+    assert list(database.parent.iterdir()) == []
+
+
+async def test_errors_do_not_gather_what_raised_them(store: EventStore, database: Path) -> None:
+    await store.create(SESSION, created())
+    database.unlink()
+    lengths = set()
+    for _ in range(5):
+        with pytest.raises(DatabaseReplaced) as raised:
+            await store.create(SESSION, created())
+        lengths.add(len(raised.traceback))
+    assert len(lengths) == 1
+
+
+async def test_closing_one_of_two_waits_for_its_own_appends(database: Path) -> None:
+    first, second = open_store(database, BUILT_IN), open_store(database, BUILT_IN)
+    cursor = Cursor((await first.create(SESSION, created())).stream.id, 1)
+    outcomes: list[Appended | None] = []
+    futures = [
+        first.append(SESSION, new_event(), cursor, on_outcome=outcomes.append) for _ in range(300)
+    ]
+    first.close()
+    assert len([appended for appended in outcomes if appended]) == 300
+    await asyncio.gather(*futures)
+    assert second.stats()["events"] == 301
+    second.close()
+
+
+def test_maintenance_that_fails_changes_nothing(database: Path) -> None:
+    def drop(transaction: object) -> None:
+        transaction.connection.execute("DROP VIEW adk_state")  # type: ignore[attr-defined]
+        raise RuntimeError("on second thoughts")
+
+    with open_log(database) as store, pytest.raises(RuntimeError, match="second thoughts"):
+        store.transact(drop)
+    open_log(database).thing.close()
+
+
+def test_shrinking_a_file_that_cannot_shrink(database: Path) -> None:
+    open_store(database, BUILT_IN).close()
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = NONE")
+        connection.execute("VACUUM")
+        connection.execute("CREATE TABLE waste AS SELECT zeroblob(200000) AS z")
+        connection.execute("DROP TABLE waste")
+    with open_log(database) as store:
+        assert store.shrink() == 0
+
+
+def test_stores_on_one_file_want_the_same_projections(database: Path) -> None:
+    with open_log(database), pytest.raises(ProjectionMissing, match="fussy"):
+        open_store(database, (*BUILT_IN, Fussy()))
+
+
+async def test_large_appends_are_folded_into_the_file_too(database: Path) -> None:
+    store = open_store(database, BUILT_IN)
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    for _ in range(40):
+        await store.append(SESSION, new_event(data="x" * 1_000_000), cursor)
+    await store.barrier()
+    assert Path(f"{database}-wal").stat().st_size < 20_000_000
+    store.close()

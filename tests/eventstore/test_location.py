@@ -27,6 +27,8 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite+aiosqlite:///b/a%20c.db", "b/a c.db"),
         ("eventstore+sqlite:///a.db", "a.db"),
         ("sqlite:////tmp/a.db", "/tmp/a.db"),
+        ("sqlite:///a#b;c.db", "a#b;c.db"),
+        ("~x.db", "~x.db"),
         ("odd:name.db", "odd:name.db"),
         (":memory:", MEMORY),
         ("sqlite://", MEMORY),
@@ -50,7 +52,14 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://host/db", "mysql://host/db", "sqlite://host/a.db", "postgres://u:pw@h/d"]
+    "url",
+    [
+        "postgresql://host/db",
+        "mysql://host/db",
+        "sqlite://host/a.db",
+        "postgres://u:pw@h/d",
+        "sqlite://u:pw@h/d",
+    ],
 )
 def test_urls_of_other_databases_are_refused_without_their_secrets(url: str) -> None:
     with pytest.raises(PathUnusable) as raised:
@@ -63,6 +72,11 @@ def test_a_query_is_ignored_with_a_warning(
 ) -> None:
     assert resolve("sqlite:///a.db?timeout=3") == str(tmp_path / "a.db")
     assert "query" in caplog.text
+
+
+def test_a_path_no_file_can_have() -> None:
+    with pytest.raises(PathUnusable, match="NUL"):
+        resolve("a\0b")
 
 
 def test_no_path_at_all() -> None:

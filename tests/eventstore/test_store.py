@@ -15,6 +15,7 @@ from eventstore import (
     EventStore,
     EventType,
     Loaded,
+    RecordedEvent,
     StoreClosed,
     StreamExists,
     StreamKey,
@@ -93,9 +94,9 @@ async def test_the_same_event_again_changes_nothing(store: EventStore) -> None:
     event = new_event(delta={"session": {"n": 1}})
     first = await store.append(SESSION, event, cursor)
     await store.append(SESSION, new_event(delta={"session": {"n": 2}}), cursor)
-    for holder in (cursor, Cursor(cursor.stream_id, 1)):  # up to date, and long stale
+    for holder, news in ((cursor, False), (Cursor(cursor.stream_id, 1), True)):
         again = await store.append(SESSION, event, holder)
-        assert (again.version, again.stored_before) == (first.version, True)
+        assert (again.version, again.news) == (first.version, news)
     loaded = await load(store)
     assert len(loaded.events) == 2
     assert state(loaded) == {("session", "n"): "2"}
@@ -105,7 +106,7 @@ async def test_a_holder_that_only_missed_its_own_event_goes_on(store: EventStore
     cursor = await opened(store)
     event = new_event()
     await store.append(SESSION, event, Cursor(cursor.stream_id, cursor.version))
-    assert (await store.append(SESSION, event, cursor)).stored_before
+    assert (await store.append(SESSION, event, cursor)).news
     await store.append(SESSION, new_event(), cursor)
     assert len((await load(store)).events) == 2
 
@@ -242,15 +243,18 @@ async def test_merging_appends_behind_others_and_says_what_was_missed(store: Eve
     for event in theirs:
         await store.append(SESSION, event, first)
         await store.set_state(SESSION, new_event(EventType.STATE_SET))
+
+    def identify(event: RecordedEvent) -> str:
+        return event.event_id
+
     merged = await asyncio.gather(
-        *(store.append(SESSION, new_event(), second, merge=True) for _ in range(2))
+        *(store.append(SESSION, new_event(), second, merge=identify) for _ in range(2))
     )
-    assert [event.event_id for event in merged[0].missed] == [event.event_id for event in theirs]
-    assert [(a.behind, a.version) for a in merged] == [(1, 8), (8, 9)]
-    assert merged[1].missed == ()
+    assert [list(a.missed) for a in merged] == [[event.event_id for event in theirs], []]
+    assert [a.version for a in merged] == [8, 9]
     for holder in (Cursor(), Cursor(first.stream_id + 1, 9)):  # of no version, of another stream
         with pytest.raises(WrongExpectedVersion):
-            await store.append(SESSION, new_event(), holder, merge=True)
+            await store.append(SESSION, new_event(), holder, merge=identify)
 
 
 async def test_reading_shows_every_event(store: EventStore) -> None:
@@ -262,19 +266,39 @@ async def test_reading_shows_every_event(store: EventStore) -> None:
     assert await store.read(session("missing"), len) is None
 
 
-async def test_on_done_comes_in_commit_order_and_before_the_future(store: EventStore) -> None:
+async def test_outcomes_come_in_commit_order_whatever_becomes_of_the_task(
+    store: EventStore,
+) -> None:
     cursor = await opened(store)
-    seen: list[int] = []
+    reported: list[int] = []
+    done: list[int] = []
     futures = [
         store.append(
-            SESSION, new_event(), cursor, on_done=lambda a: seen.append(a.version if a else 0)
+            SESSION,
+            new_event(),
+            cursor,
+            on_outcome=lambda a: reported.append(a.version if a else 0),
+            on_done=lambda: done.append(len(reported)),
         )
         for _ in range(10)
     ]
     futures[4].cancel()
     await asyncio.gather(*futures, return_exceptions=True)
     await store.barrier()
-    assert seen == list(range(2, 12))
+    assert reported == list(range(2, 12))
+    assert len(done) == 10
+
+
+async def test_a_callback_that_fails_fails_its_own_append_only(store: EventStore) -> None:
+    cursor = await opened(store)
+
+    def fail() -> None:
+        raise KeyError("a broken callback")
+
+    futures = [store.append(SESSION, new_event(), cursor, on_done=fail if n == 1 else None)
+               for n in range(4)]  # fmt: skip
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert [isinstance(outcome, KeyError) for outcome in outcomes] == [False, True, False, False]
 
 
 async def test_a_cancelled_append_does_not_make_the_next_one_stale(store: EventStore) -> None:
@@ -313,7 +337,7 @@ def test_a_loop_that_is_gone_harms_nobody(store: EventStore) -> None:
     async def hand_over_and_leave() -> None:
         cursor = await opened(store)
         for _ in range(50):
-            store.append(SESSION, new_event(), cursor, on_done=outcomes.append)
+            store.append(SESSION, new_event(), cursor, on_outcome=outcomes.append)
 
     asyncio.run(hand_over_and_leave())
     asyncio.run(_barrier(store))
@@ -343,3 +367,23 @@ async def test_first_events_carry_what_the_stream_row_says(store: EventStore) ->
     assert first.version == 1
     assert first.stream.key == SESSION
     assert StreamKind(first.stream.key.kind) is StreamKind.SESSION
+
+
+async def test_holders_of_no_revision_are_told_apart_by_what_they_hold(store: EventStore) -> None:
+    cursor = await opened(store)
+    await store.append(SESSION, new_event(), Cursor())  # nothing was said yet
+    cursor.version = 2
+    for n in range(2):
+        await store.append(SESSION, new_event(event_id=f"e{n}", timestamp=7.0), cursor)
+    for stale in (Cursor(), Cursor(event_ids=frozenset({"e0"}), last_timestamp=7.0)):
+        with pytest.raises(WrongExpectedVersion):
+            await store.append(SESSION, new_event(timestamp=8.0), stale)
+    fresh = Cursor(event_ids=frozenset({"e0", "e1", "never stored"}))
+    await store.append(SESSION, new_event(timestamp=9.0), fresh)
+    await store.append(SESSION, new_event(), fresh)
+    await store.append(SESSION, new_event(), Cursor(last_timestamp=1.5))  # loaded without events
+    # An old event handed over again is no news to a holder that has gone on since.
+    again = await store.append(
+        SESSION, new_event(event_id="e0", timestamp=7.0), Cursor(event_ids=frozenset({"e0", "e1"}))
+    )
+    assert not again.news

@@ -1,0 +1,107 @@
+"""One engine per file and process, shared by all stores on it; forks and the interpreter's end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import shutil
+import threading
+from collections.abc import Sequence
+
+from eventstore import _platform
+from eventstore.changes import InlineProjection
+from eventstore.errors import ProjectionMissing, StoreBusy
+from eventstore.sqlite.database import prepare_path
+from eventstore.sqlite.engine import Engine
+
+__all__ = ["acquire", "release", "temporary_folders"]
+
+# Keyed by device and inode: two paths may name one file.
+_engines: dict[tuple[int, int], Engine] = {}
+_lock = threading.RLock()
+temporary_folders: set[str] = set()
+"""Folders of private databases, removed at the interpreter's end if they are still there."""
+
+_log = logging.getLogger(__name__)
+
+
+def acquire(
+    path: str, projections: Sequence[InlineProjection], *, for_rebuild: bool = False
+) -> Engine:
+    """The engine on a file, made when it is the first use; give it back with `release`.
+
+    Raises:
+        StoreUnusable, ProjectionMissing, StoreBusy: see eventstore.errors.
+    """
+    with _lock:
+        real = prepare_path(path)
+        identity = _platform.file_identity(real)
+        assert identity is not None
+        engine = _engines.get(identity)
+        if engine is None:
+            engine = _engines[identity] = Engine(real, projections, for_rebuild=for_rebuild)
+        _check_same(engine, projections)
+        engine.users += 1
+        return engine
+
+
+def _check_same(engine: Engine, projections: Sequence[InlineProjection]) -> None:
+    wanted = {projection.name: projection.version for projection in projections}
+    active = {projection.name: projection.version for projection in engine.projections}
+    for name, version in wanted.items() ^ active.items():
+        raise ProjectionMissing(
+            name,
+            f"another store of this process has {engine.path} open with other projections than "
+            f"version {version} of it",
+            "Open all stores on a file with the same projections.",
+        )
+
+
+def release(engine: Engine) -> None:
+    """Gives an engine back; the last user's release stops it. Blocks until it has stopped."""
+    with _lock:
+        engine.users -= 1
+        if engine.users > 0 or engine.abandoned:
+            return
+        for identity in [i for i, known in _engines.items() if known is engine]:
+            del _engines[identity]
+    engine.stop()
+
+
+def _stop_all() -> None:
+    """At the interpreter's end: what was queued is still committed."""
+    with _lock:
+        engines = list(_engines.values())
+        _engines.clear()
+    for engine in engines:
+        try:
+            engine.stop()
+        except StoreBusy as error:
+            _log.error("left with requests that wait: %s", error)
+    for folder in temporary_folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for engine in _engines.values():
+        engine.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for engine in _engines.values():
+        engine.after_fork_in_parent()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Begins anew, with none of the parent's engines."""
+    for engine in _engines.values():
+        engine.after_fork_in_child()
+    _engines.clear()
+    temporary_folders.clear()
+    _lock.release()
+
+
+atexit.register(_stop_all)
+_platform.around_fork(_before_fork, _after_fork_in_parent, _after_fork_in_child)

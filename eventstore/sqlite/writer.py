@@ -1,0 +1,246 @@
+"""The one writing connection of an engine: groups of requests in, commits and outcomes out.
+
+A request that fails before it wrote anything fails alone; when one fails later, the transaction is
+rolled back and its requests are executed again one by one. When the commit itself fails, the log
+is asked for each request before anything is said about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from eventstore import _platform
+from eventstore.changes import InlineProjection
+from eventstore.errors import DatabaseReplaced, OutcomeUnknown
+from eventstore.sqlite.database import (
+    BUSY_TIMEOUT_S,
+    check_identity,
+    check_schema,
+    connect,
+    translate,
+)
+from eventstore.sqlite.requests import Write, settle
+from eventstore.sqlite.tables import ProjectionTable
+from eventstore.sqlite.transaction import WriteTransaction
+
+__all__ = ["Writer"]
+
+_PAGE_BYTES: Final = 4096
+_FRAMES_PER_COMMIT: Final = 6
+"""Index and table pages that even the smallest commit touches (measured)."""
+_CHANGES_PER_FRAME: Final = 4
+_CHECKPOINT_WAIT_MS: Final = 100
+
+_log = logging.getLogger(__name__)
+
+
+class _Spoilt(Exception):
+    """A request of a group failed behind its first write: the transaction must go."""
+
+
+class Writer:
+    """Executes requests on a connection of its own. Used by one thread at a time, in the gate."""
+
+    def __init__(
+        self,
+        path: str,
+        connection: sqlite3.Connection,
+        projections: Sequence[InlineProjection],
+        tables: Mapping[str, ProjectionTable],
+    ) -> None:
+        self._path = path
+        self._projections = projections
+        self._tables = tables
+        self._identity = _platform.file_identity(path)
+        self._codecs = {"": 0}
+        self.frames = 0
+        """About how many frames the WAL holds that are not in the database file yet."""
+        self._connection: sqlite3.Connection | None = None
+        self._use(connection)
+
+    def commit(self, group: list[Write[Any]]) -> None:
+        """Commits requests together, or, when one spoils the transaction, each by itself.
+
+        Delivers every outcome, exactly once.
+        """
+        if not group:
+            return
+        try:
+            transaction = self._begin(full=any(request.full for request in group))
+        except Exception as error:
+            self._roll_back()
+            self._fail(group, error)
+            return
+        try:
+            for request in group:
+                self._execute(request, transaction, alone=len(group) == 1)
+        except _Spoilt:
+            self._roll_back()
+            for request in group:
+                self.commit([request])
+            return
+        if group[0].failed and len(group) == 1:
+            self._roll_back()
+            settle(group)
+            return
+        try:
+            self._commit(transaction)
+        except DatabaseReplaced as error:
+            self.suspend()  # to be opened again if the file comes back
+            self._fail(group, error)
+        except sqlite3.Error as error:
+            self._roll_back()
+            self._find_out(group, error)
+        else:
+            settle(group)
+
+    def checkpoint(self, mode: str) -> None:
+        """Copies the WAL into the file; with mode TRUNCATE empties it too, if readers allow."""
+        try:
+            connection = self._ready()
+            # Emptying the WAL waits for readers: not for long, writers wait behind it.
+            connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
+            try:
+                _, frames, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+            self.frames = frames - copied
+        except (sqlite3.Error, DatabaseReplaced) as error:
+            # Everything acknowledged stays in the WAL, and a later checkpoint copies it.
+            self.frames = 0
+            _log.warning("checkpoint of %s failed: %s", self._path, type(error).__name__)
+
+    def suspend(self) -> None:
+        """Closes the connection; the next use opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    close = suspend
+
+    def _use(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._schema = self._read_schema(connection)
+        self._wal: tuple[int, int] | None = None  # known once the first transaction opened it
+        self._full: bool | None = None  # until the first transaction sets it
+
+    def _ready(self) -> sqlite3.Connection:
+        """The connection, opened again where it was given up."""
+        check_identity(self._path, self._identity)
+        if self._connection is None:
+            connection = connect(self._path, read_only=False)
+            try:
+                self._use(connection)
+                check_schema(connection, self._path, self._projections)
+            except BaseException:
+                self.suspend()
+                raise
+        assert self._connection is not None
+        return self._connection
+
+    def _begin(self, *, full: bool) -> WriteTransaction:
+        connection = self._ready()
+        if full != self._full:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self._full = full
+        connection.execute("BEGIN IMMEDIATE")
+        if self._wal is None:
+            self._wal = _platform.file_identity(f"{self._path}-wal")
+        # Any change of schema moves the cookie: a migration or a projection of a newer process
+        # stops this one before it writes rows in the old way.
+        if (schema := self._read_schema(connection)) != self._schema:
+            check_schema(connection, self._path, self._projections)
+            self._schema = schema
+        return WriteTransaction(connection, self._tables, self._codecs)
+
+    def _execute(self, request: Write[Any], transaction: WriteTransaction, *, alone: bool) -> None:
+        """Runs one request; what it raises before its first write is its own."""
+        connection = transaction.connection
+        before = connection.total_changes
+        try:
+            request.succeed(request.function(transaction))
+        except BaseException as error:
+            if not alone and (connection.total_changes != before or not connection.in_transaction):
+                raise _Spoilt from error
+            request.fail(self._translated(error))
+
+    def _commit(self, transaction: WriteTransaction) -> None:
+        transaction.connection.execute("COMMIT")
+        # Writes to files that lost their names reach no one: say so instead of acknowledging them.
+        check_identity(self._path, self._identity)
+        check_identity(f"{self._path}-wal", self._wal)
+        transaction.move_cursors()
+        changes, content_bytes = transaction.written()
+        self.frames += (
+            _FRAMES_PER_COMMIT + changes // _CHANGES_PER_FRAME + content_bytes // _PAGE_BYTES
+        )
+
+    def _find_out(self, group: list[Write[Any]], error: sqlite3.Error) -> None:
+        """A commit failed: looks what is stored before anything is said about it."""
+        again = []
+        for request in group:
+            if request.failed:
+                settle([request])
+                continue
+            try:
+                # After a failed fsync the connection's view of the WAL is not to be trusted.
+                self.suspend()
+                result = self._find(request)
+            except Exception as second:
+                reason = f"{self._translated(error)} Then: {self._translated(second)}"
+                self._fail([request], OutcomeUnknown(self._path, reason))
+                continue
+            if result is not None:
+                request.succeed(result)
+                settle([request])
+            elif request.find is None:
+                reason = f"{self._translated(error)}"
+                self._fail([request], OutcomeUnknown(self._path, reason))
+            else:
+                again.append(request)
+        if len(group) == 1:
+            self._fail(again, error)
+            return
+        for request in again:
+            self.commit([request])
+
+    def _find(self, request: Write[Any]) -> Any:
+        if request.find is None:
+            return None
+        connection = self._ready()
+        connection.execute("BEGIN")
+        try:
+            transaction = WriteTransaction(connection, self._tables, self._codecs)
+            result = request.find(transaction)
+            transaction.move_cursors()
+            return result
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _roll_back(self) -> None:
+        self._codecs.clear()
+        self._codecs[""] = 0
+        if self._connection is not None and self._connection.in_transaction:
+            try:
+                self._connection.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                _log.warning("opening %s again: %s", self._path, type(error).__name__)
+                self.suspend()
+
+    def _fail(self, requests: Sequence[Write[Any]], error: BaseException) -> None:
+        for request in requests:
+            request.fail(self._translated(error))
+        settle(requests)
+
+    def _translated(self, error: BaseException) -> BaseException:
+        return translate(self._path, error)
+
+    @staticmethod
+    def _read_schema(connection: sqlite3.Connection) -> tuple[int, int]:
+        """The schema cookie, and the version of the last migration."""
+        (cookie,) = connection.execute("PRAGMA schema_version").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        return cookie, version
