@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events import Event
 from google.adk.platform.time import get_time
 from google.adk.platform.uuid import new_uuid
 from google.adk.sessions import Session
@@ -27,9 +28,15 @@ __all__ = [
     "adk_version",
     "get_marker",
     "get_time",
+    "is_restored",
     "new_uuid",
     "set_marker",
 ]
+
+
+def is_restored(event: Event) -> bool:
+    """Whether ADK's programs took the event from a saved session, to append it to a new one."""
+    return bool((event.custom_metadata or {}).get("__adk_internal_restored_event"))
 
 
 def get_marker(session: Session) -> str | None:

@@ -152,7 +152,6 @@ def encode_event(event: Event) -> NewEvent:
         delta=delta,
         data=data,
         codec=FINGERPRINT,
-        delta_is_derived=bool(event.actions.rewind_before_invocation_id),
     )
 
 
@@ -270,18 +269,24 @@ def _warn_unknown(field: str) -> None:
         )
 
 
-def rewind_delta(events: Sequence[RecordedEvent], invocation_id: str) -> dict[str, Any] | None:
+def rewind_delta(
+    events: Sequence[RecordedEvent], *, event_id: str, invocation_id: str
+) -> dict[str, Any] | None:
     """The session keys to set for the state to be as before an invocation; None for no such one.
 
-    Keys that came later are set to None, as ADK does; it has no way to remove one.
+    Keys that came later are set to None, as ADK does; it has no way to remove one. For a rewind
+    event that is stored already, these are the keys that it set then.
     """
     before: dict[str, Any] | None = None
     state: dict[str, Any] = {}
     for event in events:
+        delta = {} if event.delta is None else decode(event.delta, event.encoding)
+        if event.event_id == event_id:
+            stored: dict[str, Any] = delta.get("session", {})
+            return stored
         if before is None and event.invocation_id == invocation_id:
             before = dict(state)
-        if event.delta is not None:
-            state.update(decode(event.delta, event.encoding).get("session", {}))
+        state.update(delta.get("session", {}))
     if before is None:
         return None
     back = {key: value for key, value in before.items() if state[key] != value}

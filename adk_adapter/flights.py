@@ -99,10 +99,12 @@ class Flights:
     def land(self, flight: Flight) -> None:
         """Applies what was reported, and ends the flight when nothing is under way any more."""
         with self._lock:
-            flight.apply_outcomes()
-            if flight.appends == 0:
-                for key in [k for k, known in self._flights.items() if known is flight]:
-                    del self._flights[key]
+            try:
+                flight.apply_outcomes()
+            finally:
+                if flight.appends == 0:
+                    for key in [k for k, known in self._flights.items() if known is flight]:
+                        del self._flights[key]
 
     def _forget(self, key: int) -> Callable[[weakref.ref[Session]], None]:
         def gone(session: weakref.ref[Session]) -> None:

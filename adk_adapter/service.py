@@ -21,6 +21,7 @@ from adk_adapter._adk import (
     SessionNotFoundError,
     StaleSessionError,
     get_time,
+    is_restored,
     new_uuid,
     set_marker,
 )
@@ -177,7 +178,8 @@ class DatabaseSessionService(BaseSessionService):
         after a cancelled call it is brought up to date when the outcome is there.
 
         The state delta of a rewind event is computed anew from the log: ADK computes it from the
-        session's events alone, and so turns the state given to `create_session` into None.
+        session's events alone, and so turns the state given to `create_session` into None. One
+        that ADK's programs restore from a saved session keeps the delta it was saved with.
 
         Raises:
             SessionNotFoundError: the session was deleted, or never created.
@@ -191,7 +193,7 @@ class DatabaseSessionService(BaseSessionService):
         _move_temporary_keys(session, event)
         key = _session_key(session.app_name, session.user_id, session.id)
         actions = event.actions
-        if actions.rewind_before_invocation_id:
+        if actions.rewind_before_invocation_id and not is_restored(event):
             await self._correct_rewind(key, event, actions.rewind_before_invocation_id)
         new_event = encode_event(event)
         # A compaction or a rewind says something about the history it was computed from.
@@ -216,7 +218,8 @@ class DatabaseSessionService(BaseSessionService):
 
     async def _correct_rewind(self, key: StreamKey, event: Event, invocation_id: str) -> None:
         """Puts the delta that leads back to the state before an invocation into a rewind event."""
-        delta = await self._store.read(key, partial(rewind_delta, invocation_id=invocation_id))
+        compute = partial(rewind_delta, event_id=event.id, invocation_id=invocation_id)
+        delta = await self._store.read(key, compute)
         if delta is not None:
             shared = split_scopes(event.actions.state_delta)
             event.actions.state_delta = merge_scopes({**shared, "session": delta})

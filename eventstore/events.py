@@ -94,8 +94,6 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     `timestamp` is seconds since the epoch, as the writer's clock had it; nothing is ordered by
     it. `delta` is the scoped state change and `data` the payload, both JSON text in `encoding`
     (see eventstore.encoding). `codec` names the models that wrote the payload ('' for none).
-    `delta_is_derived` says that the delta was computed from the log, so that the same event handed
-    over again may carry another one.
     """
 
     event_id: str
@@ -108,7 +106,6 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     delta: bytes | None = None
     data: bytes | None = None
     codec: str = ""
-    delta_is_derived: bool = False
 
 
 class RecordedEvent(NamedTuple):

@@ -343,14 +343,10 @@ class WriteTransaction(ReadTransaction):
         row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
         if row is None:
             return None
-        version, type_, encoding, delta_digest, data_digest = row
-        same = (type_, data_digest) == (event.type, digest(event.data)) and (
-            event.delta_is_derived
-            or (encoding, delta_digest) == (event.encoding, digest(event.delta))
-        )
-        if not same:
-            raise EventIdConflict(str(stream.key), event.event_id, version)
-        return int(version)
+        same = (event.type, event.encoding, digest(event.delta), digest(event.data))
+        if tuple(row[1:]) != same:
+            raise EventIdConflict(str(stream.key), event.event_id, row[0])
+        return int(row[0])
 
     def has_event(self, stream: Stream, event: NewEvent) -> bool:
         """Whether the stream holds an event with this one's id."""

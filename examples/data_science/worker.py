@@ -18,8 +18,7 @@ from google.genai import types
 
 from adk_adapter import DatabaseSessionService, Session
 
-from .agent import APP_NAME, make_agent, make_runner
-from .scripted_model import ScriptedModel
+from .agent import APP_NAME, make_runner
 
 USER = "ada"
 OTHER_USER = "grace"
@@ -87,14 +86,15 @@ def lasting(session: AdkSession) -> dict[str, Any]:
 
 async def talk(service: DatabaseSessionService, session_id: str, turns: Iterable[str]) -> None:
     """Lets the agent answer; in the interrupted turn this process dies before it can."""
-    runner = make_runner(service, make_agent(ScriptedModel()))
+    runner = make_runner(service)
     for text in turns:
         message = types.UserContent(parts=[types.Part(text=text)])
         async for event in runner.run_async(
             user_id=USER, session_id=session_id, new_message=message
         ):
             # The tool has done its work, and the agent has yet to say so.
-            if text == INTERRUPTED_TURN and event.get_function_responses():
+            trained = any(r.name == "train_model" for r in event.get_function_responses())
+            if text == INTERRUPTED_TURN and trained:
                 os.kill(os.getpid(), KILL)
 
 

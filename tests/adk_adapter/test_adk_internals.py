@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+from google.adk.events import Event
 from google.adk.sessions import Session
 
 from adk_adapter import _adk
@@ -23,6 +25,13 @@ def test_the_marker_is_private_compared_and_copied() -> None:
     assert _adk.get_marker(other.model_copy()) == "1:2"
     assert other != session
     assert "1:2" not in other.model_dump_json()
+
+
+def test_restored_events_are_marked() -> None:
+    internal = pytest.importorskip("google.adk.events._internal_metadata")
+    assert _adk.is_restored(internal.mark_restored(Event()))
+    assert not _adk.is_restored(Event())
+    assert not _adk.is_restored(Event(custom_metadata={"k": 1}))
 
 
 def test_clock_and_ids() -> None:
