@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-system bench lint check clean
+.PHONY: demo test test-system browser bench lint check clean
 
 # Installed again only when what is to be installed has changed.
 .venv/installed: pyproject.toml
@@ -18,18 +18,27 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# The tests again on the newest Python at hand, from a clean install of its own.
+# The tests again on the newest Python at hand, from a clean install of its own; then the tests of
+# whole systems: ADK's page in a real browser.
 NEWEST ?= $(shell for p in python3.14 python3.13 $$(ls -rd $(HOME)/.pyenv/versions/3.1[3-9].*/bin/python 2>/dev/null) python3.12; do "$$p" -c '' 2>/dev/null && echo "$$p" && break; done)
 
-test-system: .venv-newest/installed
+test-system: browser .venv-newest/installed
 	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest tests/system
 
 .venv-newest/installed: pyproject.toml
 	test -n '$(NEWEST)' || { echo 'a Python newer than 3.11 is needed: make test-system NEWEST=python3.13' >&2; exit 1; }
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-newest/bin/pip install --quiet --editable . --group bench
+	.venv-newest/bin/pip install --quiet --editable . --group system
 	touch $@
+
+# Debian's packages of the two come from one source, so they fit each other.
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends chromium chromium-driver; } || \
+	  { echo 'make test-system needs chromium and chromedriver: as root, apt-get install chromium chromium-driver' >&2; exit 1; }
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

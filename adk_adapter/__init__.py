@@ -4,7 +4,8 @@ from adk_adapter import DatabaseSessionService
 session_service = DatabaseSessionService()
 """
 
+from adk_adapter.registration import register
 from adk_adapter.service import DatabaseSessionService
 from adk_adapter.session import ListSessionsResponse, Session
 
-__all__ = ["DatabaseSessionService", "ListSessionsResponse", "Session"]
+__all__ = ["DatabaseSessionService", "ListSessionsResponse", "Session", "register"]

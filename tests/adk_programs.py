@@ -73,11 +73,11 @@ class Workplace:
     def serving(self, program: str, port: int) -> Iterator[httpx.Client]:
         """Runs `adk web` or `adk api_server` for as long as the block lasts."""
         log = self.folder / f"{program}.log"
-        command = [ADK, program, "--port", str(port), "--session_service_uri", self.uri]
+        options = ["--port", str(port), "--session_service_uri", self.uri]
         with (
             log.open("ab") as output,
             subprocess.Popen(
-                [*command, str(self.agents)],
+                [ADK, program, *options, self.agents],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -12,6 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from tests.adk_programs import workplace
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,6 +73,21 @@ def test_the_import_through_a_package_of_ones_own(tmp_path: Path) -> None:
     assert (package / "adk.sqlite3").exists()
 
 
+@pytest.mark.parametrize("name", ["services.yaml", "services.py"])
+def test_adk_run_finds_the_service(name: str, tmp_path: Path) -> None:
+    place = workplace(tmp_path)
+    (place.agent / "services.yaml").unlink()
+    candidates = blocks("yaml" if name.endswith("yaml") else "python")
+    (lines,) = [block for block in candidates if "scheme:" in block or "register()" in block]
+    assert len([line for line in lines.splitlines() if line]) == 2
+    (place.agent / name).write_text(lines)
+    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    (arguments,) = [words[1:] for words in commands if words[:2] == ["adk", "run"]]
+    done = place.adk(*arguments, typed="exit\n")
+    assert done.returncode == 0, done.stderr
+    assert place.database.exists()
+
+
 def test_sql_and_rebuild(tmp_path: Path) -> None:
     code = blocks("python")[0]
     assert run([sys.executable, "-c", code], tmp_path).returncode == 0
@@ -93,6 +111,23 @@ def test_make_runs_the_commands_that_stand_beside_it(tmp_path: Path) -> None:
         assert command in said
     bench = next(block for block in blocks("sh") if "bench" in block)
     assert "-m benchmarks" in run([*bench.split(), "-n"], ROOT).stdout
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda p: p.name)
+def test_python_blocks_of_the_docs_run_as_they_stand(page: Path, tmp_path: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        done = run([sys.executable, "-c", code], tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), code
+
+
+def test_the_contract_as_the_docs_show_it(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "test_mine.py").write_text(code)
+    options = ["-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider", "-k", "test_create"]
+    done = run([sys.executable, "-m", "pytest", *options, "test_mine.py"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
