@@ -18,11 +18,12 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# The tests again on the newest Python at hand, from a clean install of its own; then the tests of
-# whole systems: ADK's page in a real browser.
+# The adapter on the oldest ADK; all tests again on the newest Python at hand, from a clean install
+# of its own; then the tests of whole systems: ADK's page in a real browser.
 NEWEST ?= $(shell for p in python3.14 python3.13 $$(ls -rd $(HOME)/.pyenv/versions/3.1[3-9].*/bin/python 2>/dev/null) python3.12; do "$$p" -c '' 2>/dev/null && echo "$$p" && break; done)
 
-test-system: browser .venv-newest/installed
+test-system: browser .venv-newest/installed .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest $(OLDEST) tests/adk_adapter
 	.venv-newest/bin/python -m pytest
 	.venv-newest/bin/python -m pytest tests/system
 
@@ -31,6 +32,18 @@ test-system: browser .venv-newest/installed
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-newest/bin/pip install --quiet --editable . --group system
+	touch $@
+
+# The oldest ADK that is supported, on the oldest Python: without the Runner's features that it does
+# not have, without the reference, which is about the newest, and without its dependencies' warnings.
+OLDEST_ADK := 2.0.0
+OLDEST := -W ignore::DeprecationWarning -W ignore::UserWarning -k 'not TestAdk' \
+          --ignore tests/adk_adapter/test_runner_features.py
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-oldest/bin/pip install --quiet --editable . --group bench 'google-adk[db]==$(OLDEST_ADK)'
 	touch $@
 
 # Debian's packages of the two come from one source, so they fit each other.

@@ -112,7 +112,8 @@ class PhoneCall(BaseLlmConnection):
         self.sent.put_nowait(blob)
 
     async def receive(self) -> AsyncGenerator[LlmResponse, None]:
-        while (sent := await self.sent.get()) is not None:
+        # Called again and again: one that yields nothing says that the call is over.
+        if (sent := await self.sent.get()) is not None:
             for response in self.answer(sent):
                 yield response
 
