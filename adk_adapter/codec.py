@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final, Literal, cast
 
 import google.genai.version
 import pydantic
 import pydantic_core
-from google.adk.events import Event
+from google.adk.events import Event, EventActions
 from google.adk.sessions import State
+from google.genai import types
 from pydantic_core import to_jsonable_python
 
 from adk_adapter._adk import adk_version, new_uuid
+from adk_adapter.constructors import Unsure, construct_event, layout
 from eventstore import (
     CorruptEvent,
     EventType,
@@ -43,9 +47,9 @@ __all__ = [
 
 FINGERPRINT: Final = (
     f"google-adk {adk_version}, google-genai {google.genai.version.__version__}, "
-    f"pydantic {pydantic.VERSION}"
+    f"pydantic {pydantic.VERSION}, fields {layout()}"
 )
-"""Which models wrote a payload; stored with it."""
+"""Which models wrote a payload; stored with it, so that the same ones need not validate it."""
 
 _SCHEMA_VERSION: Final = 1
 _PREFIXES: Final = {"app": State.APP_PREFIX, "user": State.USER_PREFIX}
@@ -225,12 +229,46 @@ def decode_event(event: RecordedEvent) -> Event:
         if event.delta is not None:
             delta = merge_scopes(decode(event.delta, event.encoding))
             fields["actions"]["stateDelta"] = delta
+        if event.codec == FINGERPRINT and _constructors_agree():
+            try:
+                return construct_event(fields)
+            except Unsure:
+                pass
         return _validate(fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = _summary(error) if isinstance(error, pydantic.ValidationError) else type(error)
         raise CorruptEvent(
             str(event.stream.key), event.version, event.position, f"it cannot be decoded: {reason}"
         ) from None
+
+
+@cache
+def _constructors_agree() -> bool:
+    """Whether events made directly are what validating makes, tried on one of each common kind."""
+    parts = [
+        types.Part(text="t", thought=True, thought_signature=b"\xff"),
+        types.Part.from_function_call(name="f", args={"k": [1, 0.5, None]}),
+        types.Part.from_function_response(name="f", response={"k": {"n": 1}}),
+    ]
+    sample = Event(
+        author="a",
+        content=types.Content(role="model", parts=parts),
+        actions=EventActions(artifact_delta={"f": 1}, transfer_to_agent="b"),
+        usage_metadata=types.GenerateContentResponseUsageMetadata(prompt_token_count=1),
+        finish_reason=types.FinishReason.STOP,
+        long_running_tool_ids={"x"},
+        custom_metadata={"k": None},
+    )
+    plain = _plain(sample, "none")
+    try:
+        made, valid = construct_event(plain), Event.model_validate(plain)
+    except Unsure:
+        agree = False
+    else:
+        agree = made == valid and pickle.dumps(made) == pickle.dumps(valid)
+    if not agree:
+        _log.warning("events are validated on loading, for ADK %s is not known", adk_version)
+    return agree
 
 
 def _validate(fields: dict[str, Any]) -> Event:

@@ -11,7 +11,6 @@ from eventstore.errors import InvalidIdentifier
 
 __all__ = [
     "CONVERSATION_TYPES",
-    "Codec",
     "EventType",
     "NewEvent",
     "RecordedEvent",
@@ -128,13 +127,7 @@ class RecordedEvent(NamedTuple):
     encoding: int
     delta: bytes | None
     data: bytes | None
-
-
-class Codec(NamedTuple):
-    """One row of `codecs`: which models wrote the payloads that refer to it."""
-
-    id: int
-    fingerprint: str
+    codec: str = ""
 
 
 def check_identifier(what: str, value: object) -> str:

@@ -73,7 +73,7 @@ LIMIT 1;
 -- name: read_stream_forward
 SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
        invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest
+       delta_digest, data_digest, codec
 FROM events
 WHERE stream_id = ? AND version > ?
 ORDER BY version;
@@ -81,7 +81,7 @@ ORDER BY version;
 -- name: read_stream_backward
 SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
        invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest
+       delta_digest, data_digest, codec
 FROM events
 WHERE stream_id = ? AND version < ?
 ORDER BY version DESC
@@ -90,7 +90,7 @@ LIMIT ?;
 -- name: read_conversation_since
 SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
        invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest
+       delta_digest, data_digest, codec
 FROM events
 WHERE stream_id = ? AND type = 'adk_event' AND timestamp >= ?
 ORDER BY version DESC
@@ -101,7 +101,7 @@ LIMIT ?;
 SELECT stream_id,
        position, version, event_id, type, schema_version, recorded_at, timestamp, author,
        invocation_id, encoding, CAST(delta AS BLOB), NULL,
-       delta_digest, data_digest
+       delta_digest, data_digest, 0
 FROM events
 WHERE position > ?
 ORDER BY position
@@ -112,6 +112,9 @@ DELETE FROM events WHERE stream_id = ?;
 
 -- name: find_codec
 SELECT id FROM codecs WHERE fingerprint = ?;
+
+-- name: codecs
+SELECT id, fingerprint FROM codecs;
 
 -- name: insert_codec
 INSERT INTO codecs (fingerprint) VALUES (?);

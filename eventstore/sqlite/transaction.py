@@ -38,6 +38,7 @@ __all__ = ["EventIdTaken", "ReadTransaction", "WriteTransaction"]
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
 _PAGE_ROWS: Final = 2_000
+_NO_CODEC: Final = {0: ""}
 SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
 
 
@@ -46,14 +47,14 @@ def _stream(row: Sequence[Any]) -> Stream:
     return Stream(row[0], key, *row[5:])
 
 
-def _recorded(stream: Stream, row: Sequence[Any]) -> RecordedEvent:
+def _recorded(stream: Stream, row: Sequence[Any], codecs: Mapping[int, str]) -> RecordedEvent:
     """Makes an event of a row of one of the read_* statements, its digests checked."""
     delta, data = row[10], row[11]
     if (delta is not None and digest(delta) != row[12]) or (
         data is not None and digest(data) != row[13]
     ):
         raise CorruptEvent(str(stream.key), row[1], row[0], "its content does not match its digest")
-    return RecordedEvent(row[0], stream, *row[1:12])
+    return RecordedEvent._make((row[0], stream, *row[1:12], codecs[row[14]]))
 
 
 class EventIdTaken(Exception):
@@ -113,7 +114,7 @@ class ReadTransaction:
             CorruptEvent: a digest does not match, or a version is missing.
         """
         rows = self.connection.execute(_Q["read_stream_forward"], (stream.id, after)).fetchall()
-        events = [_recorded(stream, row) for row in rows]
+        events = self._recorded(stream, rows)
         self._check_dense(stream, events, first=after + 1)
         return events
 
@@ -130,7 +131,7 @@ class ReadTransaction:
             ).fetchall()
             if not rows:
                 break
-            events = [_recorded(stream, row) for row in rows]
+            events = self._recorded(stream, rows)
             tail.extend(events)
             before = events[-1].version
             missing -= sum(event.type == EventType.ADK_EVENT for event in events)
@@ -147,7 +148,7 @@ class ReadTransaction:
         rows = self.connection.execute(
             _Q["read_conversation_since"], (stream.id, timestamp, limit)
         ).fetchall()
-        return [_recorded(stream, row) for row in reversed(rows)]
+        return self._recorded(stream, rows)[::-1]
 
     def read_all(self, after: int = 0) -> Iterator[RecordedEvent]:
         """The whole log in position order, from behind `after`, without payloads.
@@ -160,7 +161,7 @@ class ReadTransaction:
             for row in rows:
                 if (stream := streams.get(row[0])) is None:
                     stream = streams[row[0]] = self.get_stream(row[0])
-                yield _recorded(stream, row[1:])
+                yield _recorded(stream, row[1:], _NO_CODEC)
             after = rows[-1][1]
 
     def row(self, table: str, key: Row) -> Row | None:
@@ -198,6 +199,12 @@ class ReadTransaction:
         events, head = self.connection.execute(_Q["count_events"]).fetchone()
         rows = {name: table.count(self.connection) for name, table in self.tables.items()}
         return {**rows, "events": events, "head": head}
+
+    def _recorded(self, stream: Stream, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
+        if not rows:
+            return []
+        codecs = dict(self.connection.execute(_Q["codecs"]).fetchall())
+        return [_recorded(stream, row, codecs) for row in rows]
 
     @staticmethod
     def _check_dense(stream: Stream, events: Sequence[RecordedEvent], *, first: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from google.adk.events import Event, EventActions
 from google.genai import types
 from hypothesis import HealthCheck, given, settings
+from pydantic import BaseModel
 
 from adk_adapter import DatabaseSessionService
 from adk_adapter.codec import decode_event, encode_event
+from adk_adapter.constructors import Unsure, construct_event
 from eventstore import CorruptEvent, InvalidIdentifier, RecordedEvent, StreamKey, ValueNotStorable
 from eventstore.events import Stream, StreamKind
 from tests.adk_adapter.strategies import events
@@ -23,12 +26,12 @@ from tests.adk_adapter.strategies import events
 STREAM = Stream(1, StreamKey(StreamKind.SESSION, "a", "u", "s"), 2, 3, 2, 2, b"")
 
 
-def round_trip(event: Event) -> Event:
+def round_trip(event: Event, *, trusted: bool = True) -> Event:
     new = encode_event(event)
     return decode_event(
         RecordedEvent(
             1, STREAM, 2, new.event_id, new.type, 1, 0, new.timestamp, new.author,
-            new.invocation_id, new.encoding, new.delta, new.data,
+            new.invocation_id, new.encoding, new.delta, new.data, new.codec if trusted else "",
         )
     )  # fmt: skip
 
@@ -39,6 +42,77 @@ def test_every_field_of_every_model_comes_back(event: Event) -> None:
     again = round_trip(event)
     assert again == event
     assert again.model_dump(by_alias=True) == event.model_dump(by_alias=True)
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    """Alike in everything pydantic has: classes, values, order, what is set, private attributes."""
+    assert type(a) is type(b)
+    if isinstance(a, BaseModel):
+        assert a.model_fields_set == b.model_fields_set
+        assert a.__pydantic_private__ == b.__pydantic_private__
+        assert a.__pydantic_extra__ == b.__pydantic_extra__
+        a, b = a.__dict__, b.__dict__
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_identical(one, other)
+    else:
+        assert repr(a) == repr(b)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(events())
+def test_an_event_made_directly_is_what_validating_makes(event: Event) -> None:
+    assert_identical(round_trip(event, trusted=True), round_trip(event, trusted=False))
+
+
+def test_common_events_are_made_directly() -> None:
+    parts = [
+        types.Part(text="hi", thought_signature=b"\xff\xfe"),
+        types.Part.from_function_call(name="f", args={"a": [1, None]}),
+        types.Part.from_bytes(data=bytes(range(256)), mime_type="image/png"),
+    ]
+    event = Event(
+        author="a",
+        content=types.Content(role="model", parts=parts),
+        actions=EventActions(state_delta={"k": 1}, artifact_delta={"f": 1}),
+        usage_metadata=types.GenerateContentResponseUsageMetadata(prompt_token_count=1),
+        finish_reason=types.FinishReason.STOP,
+        long_running_tool_ids={"x", "y"},
+    )
+    new = encode_event(event)
+    assert new.data is not None
+    made = construct_event(json.loads(new.data))
+    event.actions.state_delta = {}
+    assert made == event
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(unknown=1),
+        lambda d: d.update(author=3),
+        lambda d: d.pop("id"),
+        lambda d: d.update(timestamp=1),
+        lambda d: d.update(route=1),
+        lambda d: d["actions"].update(requestedAuthConfigs={"f": {}}),
+        lambda d: d["actions"].update(route=1),
+        lambda d: d.update(finishReason="NEVER_HEARD_OF"),
+        lambda d: d.update(longRunningToolIds="x"),
+        lambda d: d.update(content=None),
+    ],
+)
+def test_what_a_constructor_was_not_made_for_is_validated(
+    change: Callable[[dict[str, Any]], None],
+) -> None:
+    fields = json.loads(encode_event(Event(author="a")).data or b"")
+    construct_event(dict(fields))
+    change(fields)
+    with pytest.raises(Unsure):
+        construct_event(fields)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
