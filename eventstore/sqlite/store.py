@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -72,13 +73,9 @@ class SqliteEventStore:
             stream = transaction.open_stream(key)
             return _loaded(transaction, transaction.append(stream, event).stream)
 
-        def find(transaction: WriteTransaction) -> Loaded | None:
-            stream = transaction.find_stream(key)
-            if stream is None or not transaction.has_event(stream, event):
-                return None
-            return _loaded(transaction, stream)
-
-        return self._running().future(Write(function, find=find, full=self._full))
+        return self._running().future(
+            Write(function, find=partial(_find_loaded, key=key, event=event), full=self._full)
+        )
 
     def append(
         self,
@@ -129,13 +126,9 @@ class SqliteEventStore:
             stream = transaction.require_stream(key)
             return _loaded(transaction, transaction.append(stream, event).stream)
 
-        def find(transaction: WriteTransaction) -> Loaded | None:
-            stream = transaction.find_stream(key)
-            if stream is None or not transaction.has_event(stream, event):
-                return None
-            return _loaded(transaction, stream)
-
-        return self._running().future(Write(function, find=find, full=self._full))
+        return self._running().future(
+            Write(function, find=partial(_find_loaded, key=key, event=event), full=self._full)
+        )
 
     def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
         """Ends a stream with a tombstone."""
@@ -280,6 +273,14 @@ def _loaded(
     return Loaded(
         stream, {name: transaction.rows(name, owners) for name in transaction.tables}, events
     )
+
+
+def _find_loaded(transaction: ReadTransaction, *, key: StreamKey, event: NewEvent) -> Loaded | None:
+    """The stream as it is, when an event that is no conversation was stored in it after all."""
+    stream = transaction.find_stream(key)
+    if stream is None or not transaction.has_event(stream, event):
+        return None
+    return _loaded(transaction, stream)
 
 
 def _events(

@@ -200,6 +200,11 @@ class ReadTransaction:
         rows = {name: table.count(self.connection) for name, table in self.tables.items()}
         return {**rows, "events": events, "head": head}
 
+    def has_event(self, stream: Stream, event: NewEvent) -> bool:
+        """Whether the stream holds an event with this one's id."""
+        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
+        return row is not None
+
     def _recorded(self, stream: Stream, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
         if not rows:
             return []
@@ -354,11 +359,6 @@ class WriteTransaction(ReadTransaction):
         if tuple(row[1:]) != same:
             raise EventIdConflict(str(stream.key), event.event_id, row[0])
         return int(row[0])
-
-    def has_event(self, stream: Stream, event: NewEvent) -> bool:
-        """Whether the stream holds an event with this one's id."""
-        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
-        return row is not None
 
     def close_stream(self, stream: Stream) -> None:
         """Ends a stream's life: its key may be used again, by a new stream."""

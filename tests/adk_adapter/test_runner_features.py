@@ -455,13 +455,16 @@ async def test_what_a_run_loads_of_the_history(
 
 @pytest.mark.parametrize("step", [0, -1], ids=["stands still", "runs backwards"])
 async def test_events_come_back_in_append_order(database: Path, step: int) -> None:
-    """Whatever the clock says."""
+    """Whatever the clock says, and whether all of them are loaded or the last few."""
 
     async def script(stage: Stage) -> Any:
         await stage.create()
-        root = speaker(*([called("note", word=w) for w in "abc"] + ["done"]) * 2, tools=[note])
+        words = [*(called("note", word=word) for word in "abc"), "done"]
+        root = speaker(*words, *words, "that is all", tools=[note])
+        few = RunConfig(get_session_config=GetSessionConfig(num_recent_events=3))
         await stage.run(root, "one")
         await stage.run(root, "two")
+        await stage.run(root, "three", run_config=few)
         return root.model.heard
 
     clock = itertools.count(1_700_000_000.0, step)
@@ -471,7 +474,7 @@ async def test_events_come_back_in_append_order(database: Path, step: int) -> No
     finally:
         reset_time_provider()
     assert list(session.state) == ["word:a", "word:b", "word:c", "user:last", "app:seen"]
-    assert len(session.events) == 16
+    assert len(session.events) == 18
 
 
 async def test_an_auth_request_stays_before_the_response_it_was_made_after(database: Path) -> None:
@@ -933,6 +936,23 @@ async def test_a_rewind_to_a_later_invocation(database: Path, restarting: bool) 
     await stage.rewind(root, first[0].invocation_id)
     assert (await stage.load()).state == {"a": 0, "b": 0, "c": 0, "x": None, "y": None}
     await stage.close()
+
+
+async def test_a_rewind_tells_apart_what_python_calls_equal(
+    service: DatabaseSessionService,
+) -> None:
+    created = {"flag": False, "number": 1, "list": [0, 1.5]}
+    await service.create_session("app", "u", "s", created)
+    root = setting({"flag": 0, "number": True, "list": [False, 1.5]})
+    events = await say(service, root, "one")
+    await runner(service, root).rewind_async(
+        user_id="u", session_id="s", rewind_before_invocation_id=events[0].invocation_id
+    )
+    session = await service.get_session("app", "u", "s")
+    assert session is not None
+    assert {k: repr(v) for k, v in session.state.items()} == {
+        k: repr(v) for k, v in created.items()
+    }
 
 
 async def test_a_rewind_knows_keys_that_were_updated_without_an_event(
