@@ -33,7 +33,7 @@ from eventstore import (
     ValueNotStorable,
     check_identifier,
 )
-from eventstore.encoding import decode, encode
+from eventstore.encoding import decode, decode_members, decode_value, encode
 
 __all__ = [
     "coerce_state",
@@ -315,19 +315,18 @@ def rewind_delta(
     Keys that came later are set to None, as ADK does; it has no way to remove one. For a rewind
     event that is stored already, these are the keys that it set then.
     """
-    before: dict[str, Any] | None = None
-    state: dict[str, Any] = {}
+    before: dict[str, str] | None = None
+    state: dict[str, str] = {}  # as stored text: to Python 1 and True are equal, and 0 and False
     for event in events:
-        delta = {} if event.delta is None else decode(event.delta, event.encoding)
+        scopes = {} if event.delta is None else decode_members(event.delta, event.encoding)
+        delta = scopes.get("session", {})
         if event.event_id == event_id:
-            stored: dict[str, Any] = delta.get("session", {})
-            return stored
+            return {key: decode_value(text) for key, text in delta.items()}
         if before is None and event.invocation_id == invocation_id:
             before = dict(state)
-        state.update(delta.get("session", {}))
+        state.update(delta)
     if before is None:
         return None
-    back = {key: value for key, value in before.items() if state[key] != value}
-    return back | {
-        key: None for key, value in state.items() if key not in before and value is not None
-    }
+    later = {key: None for key, text in state.items() if key not in before and text != "null"}
+    back = {key: decode_value(text) for key, text in before.items() if state[key] != text}
+    return back | later
