@@ -4,8 +4,17 @@ from adk_adapter import DatabaseSessionService
 session_service = DatabaseSessionService()
 """
 
+from adk_adapter._adk import AlreadyExistsError, SessionNotFoundError, StaleSessionError
 from adk_adapter.registration import register
 from adk_adapter.service import DatabaseSessionService
 from adk_adapter.session import ListSessionsResponse, Session
 
-__all__ = ["DatabaseSessionService", "ListSessionsResponse", "Session", "register"]
+__all__ = [
+    "AlreadyExistsError",
+    "DatabaseSessionService",
+    "ListSessionsResponse",
+    "Session",
+    "SessionNotFoundError",
+    "StaleSessionError",
+    "register",
+]

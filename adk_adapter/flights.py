@@ -12,7 +12,6 @@ append through the session does.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -22,7 +21,7 @@ from google.adk.events import Event
 from google.adk.sessions import Session
 
 from adk_adapter._adk import get_marker, set_marker
-from eventstore import Appended, Cursor
+from eventstore import Appended, Cursor, _platform
 
 __all__ = ["Flight", "Flights", "marker"]
 
@@ -48,6 +47,7 @@ class Flight:
     def __init__(self, session: Session, gone: Callable[[weakref.ref[Session]], None]) -> None:
         # Weak, so that a session nobody uses any more is not kept by an outcome nobody fetched.
         self.session = weakref.ref(session, gone)
+        self.key = id(session)
         self.cursor = _cursor(session)
         self.appends = 0
         self.outcomes: deque[tuple[Event, Appended | None]] = deque()
@@ -75,17 +75,16 @@ class Flights:
     """All appends under way, by Session object. Used from any thread."""
 
     def __init__(self) -> None:
-        self._begin()
+        self.begin()
+        _all.add(self)
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
+    def begin(self) -> None:
+        """Starts with nothing under way: at first, and in a forked child."""
         self._lock = threading.RLock()  # a session may be collected while it is held
         self._flights: dict[int, Flight] = {}
 
     def board(self, session: Session) -> Flight:
         """Joins the appends under way through a session. Each must be reported once."""
-        if os.getpid() != self._process:
-            self._begin()  # a forked child: the parent's appends are not under way here
         with self._lock:
             flight = self._flights.get(id(session))
             if flight is not None:
@@ -102,9 +101,8 @@ class Flights:
             try:
                 flight.apply_outcomes()
             finally:
-                if flight.appends == 0:
-                    for key in [k for k, known in self._flights.items() if known is flight]:
-                        del self._flights[key]
+                if flight.appends == 0 and self._flights.get(flight.key) is flight:
+                    del self._flights[flight.key]
 
     def _forget(self, key: int) -> Callable[[weakref.ref[Session]], None]:
         def gone(session: weakref.ref[Session]) -> None:
@@ -113,3 +111,15 @@ class Flights:
                     del self._flights[key]
 
         return gone
+
+
+_all: weakref.WeakSet[Flights] = weakref.WeakSet()
+
+
+def _begin_all() -> None:
+    """In a forked child: the parent's appends are not under way here, and its locks not ours."""
+    for flights in list(_all):
+        flights.begin()
+
+
+_platform.in_forked_child(_begin_all)

@@ -238,6 +238,8 @@ class DatabaseSessionService(BaseSessionService):
             InvalidInput: (a ValueError) a `temp:` key, or one or a value that cannot be stored.
         """
         key = _session_key(app_name, user_id, session_id)
+        if not isinstance(keys, Mapping):
+            raise InvalidInput(f"keys must be a dict, not {type(keys).__name__}.")
         for name in keys:
             if check_identifier("a state key", name).startswith(State.TEMP_PREFIX):
                 raise InvalidInput(

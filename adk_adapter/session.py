@@ -7,7 +7,7 @@ responses are as ADK's, and they equal a plain ADK session with the same content
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.adk.sessions import Session as AdkSession
 from google.adk.sessions.base_session_service import ListSessionsResponse as AdkListSessionsResponse
@@ -48,7 +48,10 @@ class Session(AdkSession):
 class ListSessionsResponse(AdkListSessionsResponse):
     """ADK's response, which can be iterated for its sessions."""
 
-    def __iter__(self) -> Iterator[AdkSession]:  # type: ignore[override]
+    if TYPE_CHECKING:
+        sessions: list[Session]  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Session]:  # type: ignore[override]
         return iter(self.sessions)
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ __all__ = [
     "create_private_file",
     "file_identity",
     "file_size",
+    "in_forked_child",
     "network_file_system",
 ]
 
@@ -118,6 +119,12 @@ def around_fork(
     """Calls back around every fork of this process; nothing where there is no fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def in_forked_child(callback: Callable[[], None]) -> None:
+    """Calls back in every process forked from this one; nothing where there is no fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=callback)
 
 
 def create_private_file(path: str) -> bool:

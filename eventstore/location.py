@@ -44,9 +44,12 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
     text = os.fspath(target)
     if not isinstance(text, str):
         raise TypeError(f"the database path must be a str or a path, not {type(text).__name__}")
+    if not text:
+        raise PathUnusable("''", "is empty", "Pass a path, a URL, or nothing for the default.")
     scheme, separator, rest = text.partition(":")
     # One letter before the colon is a drive of Windows, not a scheme.
-    if separator and (rest.startswith("//") or scheme in _SQLITE_SCHEMES) and len(scheme) > 1:
+    url = rest.startswith("//") or scheme in (*_SQLITE_SCHEMES, "file")
+    if separator and url and len(scheme) > 1:
         text = _path_of_url(scheme, text)
     if text in ("", MEMORY):
         return MEMORY
@@ -70,7 +73,8 @@ def _path_of_url(scheme: str, url: str) -> str:
             "Pass a path, sqlite:///relative/path or sqlite:////absolute/path.",
         )
     # Taken apart by hand: to SQLAlchemy, whose rule this is, "#" and ";" are part of a path.
-    host, _, path = url.partition(":")[2].removeprefix("//").partition("/")
+    rest = url.partition(":")[2]
+    host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest)
     if host:
         raise PathUnusable(
             f"{scheme}: URL",

@@ -17,7 +17,7 @@ SELECT s.app_name,
        strftime('%Y-%m-%d %H:%M:%S', p.created_at, 'unixepoch') AS created,
        strftime('%Y-%m-%d %H:%M:%S', p.last_update_time, 'unixepoch') AS updated,
        p.last_update_time,
-       s.version AS events
+       s.version
 FROM sessions AS p JOIN streams AS s ON s.id = p.stream_id"""
 
 

@@ -135,9 +135,11 @@ def prepare_path(path: str) -> str:
         _platform.create_private_file(real)
         status = Path(real).stat()
     except OSError as error:
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
         raise PathUnusable(
             path,
-            f"cannot be used: {error.strerror}",
+            "cannot be used: "
+            + (f"{error.filename} is no folder" if blocked else str(error.strerror)),
             "Choose a path in a folder that exists or can be made, and that you may write to.",
         ) from error
     if not Path(real).is_file():

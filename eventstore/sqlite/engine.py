@@ -12,6 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -68,19 +69,24 @@ class Engine:
             self._gate.close()
             raise
         self._identity = _platform.file_identity(path)
-        self._write = Writer(path, connection, self.projections, self._tables)
+        self._write = Writer(path, connection, self.projections, self._tables, self._close_readers)
         self._read = [_Reader(self) for _ in range(_READERS)]
         # Held while a thread uses SQLite, so that a fork can wait until none does.
         self._using = threading.Lock()
         self._lock = threading.Lock()
         self._stopping = False
         self._broken: BaseException | None = None
-        self._writes: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._writes: deque[_Work] = deque()
+        """What waits for the writer, which takes it only once it holds the gate."""
+        self._wake = threading.Condition(self._lock)
         self._reads: queue.SimpleQueue[Read[Any] | None] = queue.SimpleQueue()
-        self._taken: list[_Work] = []
-        """What the writer took from the queue and did not begin to execute yet."""
         self._writer: threading.Thread | None = None
         self._readers: list[threading.Thread] = []
+
+    @property
+    def broken(self) -> bool:
+        """Whether the writer ended by a defect."""
+        return self._broken is not None
 
     # What callers do, from any thread.
 
@@ -117,7 +123,8 @@ class Engine:
             if self._writer is None:
                 self._writer = _start("writer", self._write_loop)
                 _start("watchdog", self._watch)
-            self._writes.put(request)
+            self._writes.append(request)
+            self._wake.notify()
 
     def stop(self) -> None:
         """Executes what is queued, then ends the threads and closes the file.
@@ -127,8 +134,8 @@ class Engine:
         """
         with self._lock:
             self._stopping = True
+            self._wake.notify()
         if self._writer is not None:
-            self._writes.put(None)
             while self._writer.is_alive():
                 self._writer.join(_WATCH_S)
                 waited = self._gate.waited_s()
@@ -138,69 +145,64 @@ class Engine:
             self._reads.put(None)
         for thread in self._readers:
             thread.join()
-        self._close_connections()
+        with self._using:
+            self._write.close()
+        self._close_readers()
         self._gate.close()
 
     # Forks: SQLite's locks and memory maps must not be inherited. Its per-process tables would
     # tell the child that it holds locks which only the parent has (sqlite.org/howtocorrupt.html).
 
-    def before_fork(self) -> None:
-        """Waits until no thread uses SQLite, keeps them from it, and closes the connections."""
-        self._using.acquire()
-        for reader in self._read:
-            reader.using.acquire()
-        self._close_connections()
+    def locks(self) -> list[threading.Lock]:
+        """What to hold, in this order, so that no thread uses SQLite."""
+        return [self._using, *(reader.using for reader in self._read)]
 
-    def after_fork_in_parent(self) -> None:
-        """Lets the threads go on; they open their connections again."""
+    def close_connections(self) -> None:
+        """Closes the connections while the locks are held; the threads open them again."""
+        self._write.close()
         for reader in self._read:
-            reader.using.release()
-        self._using.release()
+            reader.close()
 
     def after_fork_in_child(self) -> None:
         """Lets go of the lock files, whose copies would keep locks held when the parent is gone."""
         self.abandoned = True
         self._gate.close()
 
-    def _close_connections(self) -> None:
+    def _close_readers(self) -> None:
         for reader in self._read:
-            reader.close()
-        self._write.close()
+            with reader.using:
+                reader.close()
 
     # The writer thread.
 
     def _write_loop(self) -> None:
         batch: list[_Work] = []
         try:
-            running = True
-            while running:
-                first = self._next_write()
-                if first is None:
-                    break
-                self._taken.append(first)
+            while self._wait_for_work():
                 with self._gate.held():
-                    with self._lock:
-                        batch, self._taken = self._taken, []
-                    running = self._drain(batch)
+                    batch = self._take()
                     with self._using:
                         self._commit(batch)
                         if self._write.frames >= _CHECKPOINT_FRAMES:
                             self._write.checkpoint("PASSIVE")
-                batch = []
         except BaseException as error:
             self._break(batch, error)
             raise
         finally:
             self._gate.stop_watching()
 
-    def _next_write(self) -> _Work | None:
-        if self._write.frames == 0:
-            return self._writes.get()
-        try:
-            return self._writes.get(timeout=_IDLE_S)
-        except queue.Empty:
-            self._fold_wal()
-            return self._writes.get()
+    def _wait_for_work(self) -> bool:
+        """Blocks until something waits. Returns False when nothing does and the engine stops."""
+        while True:
+            with self._wake:
+                if not self._writes and not self._stopping:
+                    self._wake.wait(_IDLE_S if self._write.frames else None)
+                if self._writes:
+                    return True
+                if self._stopping:
+                    return False
+            if self._write.frames:
+                self._fold_wal()
 
     def _fold_wal(self) -> None:
         """When idle: copies the WAL into the file, and gives its space back when it grew large."""
@@ -208,22 +210,14 @@ class Engine:
         with self._gate.held(), self._using:
             self._write.checkpoint("TRUNCATE" if wal > _WAL_BYTES_KEPT else "PASSIVE")
 
-    def _drain(self, batch: list[_Work], limit: int | None = _BATCH_REQUESTS_MAX) -> bool:
-        """Moves what waits into the batch. Returns False when the engine is to stop."""
-        while limit is None or len(batch) < limit:
-            try:
-                request = self._writes.get_nowait()
-            except queue.Empty:
-                return True
-            if request is None:
-                return False
-            batch.append(request)
-        return True
+    def _take(self) -> list[_Work]:
+        with self._lock:
+            count = min(len(self._writes), _BATCH_REQUESTS_MAX)
+            return [self._writes.popleft() for _ in range(count)]
 
-    def _commit(self, batch: list[_Work]) -> None:
+    def _commit(self, batch: Sequence[_Work]) -> None:
         group: list[Write[Any]] = []
-        while batch:
-            request = batch.pop(0)
+        for request in batch:
             if isinstance(request, Write) and not request.alone:
                 group.append(request)
                 continue
@@ -237,12 +231,13 @@ class Engine:
                 settle([request])
         self._write.commit(group)
 
-    def _break(self, batch: list[_Work], error: BaseException) -> None:
+    def _break(self, batch: Sequence[_Work], error: BaseException) -> None:
         """The writer ends by a defect: nobody may wait for it in vain, now or later."""
         with self._lock:
             self._broken = error
-            stranded, self._taken = [*batch, *self._taken], []
-            self._drain(stranded, limit=None)
+            stranded = [request for request in batch if not request.settled]
+            stranded += self._writes
+            self._writes.clear()
         for request in stranded:
             request.fail(self._defect(error))
         settle(stranded)
@@ -262,13 +257,12 @@ class Engine:
             time.sleep(min(_WATCH_S, BUSY_TIMEOUT_S))
             if self._gate.waited_s() < BUSY_TIMEOUT_S:
                 continue
-            now = time.monotonic()
             with self._lock:
-                waiting, self._taken = self._taken, []
-                if not self._drain(waiting, limit=None):
-                    self._writes.put(None)
-                late = [r for r in waiting if now - r.submitted_at >= BUSY_TIMEOUT_S]
-                self._taken = [r for r in waiting if now - r.submitted_at < BUSY_TIMEOUT_S]
+                now = time.monotonic()
+                late = [r for r in self._writes if now - r.submitted_at >= BUSY_TIMEOUT_S]
+                in_time = [r for r in self._writes if now - r.submitted_at < BUSY_TIMEOUT_S]
+                self._writes.clear()
+                self._writes.extend(in_time)
             for request in late:
                 waited = now - request.submitted_at
                 request.fail(StoreBusy(self.path, waited, self._gate.holder()))
@@ -309,7 +303,8 @@ class _Reader:
         try:
             return request.function(ReadTransaction(self._connection, engine._tables))  # noqa: SLF001
         finally:
-            self._connection.execute("COMMIT")
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
 
 
 def _start(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -14,11 +14,14 @@ from eventstore.errors import ProjectionMissing, StoreBusy
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
 
-__all__ = ["acquire", "release", "temporary_folders"]
+__all__ = ["acquire", "lock", "release", "temporary_folders"]
 
 # Keyed by device and inode: two paths may name one file.
 _engines: dict[tuple[int, int], Engine] = {}
-_lock = threading.RLock()
+_open: set[Engine] = set()
+"""Engines with connections, also those that are just being stopped: what a fork must wait for."""
+lock = threading.RLock()
+"""Held while an engine is taken or given back."""
 temporary_folders: set[str] = set()
 """Folders of private databases, removed at the interpreter's end if they are still there."""
 
@@ -33,13 +36,14 @@ def acquire(
     Raises:
         StoreUnusable, ProjectionMissing, StoreBusy: see eventstore.errors.
     """
-    with _lock:
+    with lock:
         real = prepare_path(path)
         identity = _platform.file_identity(real)
         assert identity is not None
         engine = _engines.get(identity)
-        if engine is None:
+        if engine is None or engine.broken:
             engine = _engines[identity] = Engine(real, projections, for_rebuild=for_rebuild)
+            _open.add(engine)
         _check_same(engine, projections)
         engine.users += 1
         return engine
@@ -59,48 +63,80 @@ def _check_same(engine: Engine, projections: Sequence[InlineProjection]) -> None
 
 def release(engine: Engine) -> None:
     """Gives an engine back; the last user's release stops it. Blocks until it has stopped."""
-    with _lock:
+    with lock:
         engine.users -= 1
         if engine.users > 0 or engine.abandoned:
             return
         for identity in [i for i, known in _engines.items() if known is engine]:
             del _engines[identity]
+    _stop(engine)
+
+
+def _stop(engine: Engine) -> None:
     engine.stop()
+    with lock:
+        _open.discard(engine)
 
 
 def _stop_all() -> None:
     """At the interpreter's end: what was queued is still committed."""
-    with _lock:
+    with lock:
         engines = list(_engines.values())
         _engines.clear()
     for engine in engines:
         try:
-            engine.stop()
+            _stop(engine)
         except StoreBusy as error:
             _log.error("left with requests that wait: %s", error)
     for folder in temporary_folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_held: list[threading.Lock] = []
+"""What the fork that is under way holds, to be given back in the parent."""
+
+
 def _before_fork() -> None:
-    _lock.acquire()
-    for engine in _engines.values():
-        engine.before_fork()
+    interrupted = _take(lock)
+    for engine in _open:
+        for each in engine.locks():
+            interrupted |= _take(each)
+            _held.append(each)
+        engine.close_connections()
+    if interrupted:
+        raise KeyboardInterrupt  # which the interpreter prints, and forks all the same
+
+
+def _take(wanted: threading.Lock | threading.RLock) -> bool:
+    """Takes a lock whatever a signal's handler raises. Returns whether one raised something.
+
+    The interpreter forks also when a callback raises: then without having waited.
+    """
+    interrupted = False
+    while True:
+        try:
+            wanted.acquire()
+        except BaseException:
+            interrupted = True
+        else:
+            return interrupted
 
 
 def _after_fork_in_parent() -> None:
-    for engine in _engines.values():
-        engine.after_fork_in_parent()
-    _lock.release()
+    while _held:
+        _held.pop().release()
+    lock.release()
 
 
 def _after_fork_in_child() -> None:
     """Begins anew, with none of the parent's engines."""
-    for engine in _engines.values():
+    for engine in _open:
         engine.after_fork_in_child()
+    _open.clear()
     _engines.clear()
+    _held.clear()
     temporary_folders.clear()
-    _lock.release()
+    lock.release()
 
 
 atexit.register(_stop_all)

@@ -36,6 +36,7 @@ class Request(Generic[T]):
         "_result",
         "on_done",
         "on_outcome",
+        "settled",
         "submitted_at",
     )
 
@@ -47,6 +48,8 @@ class Request(Generic[T]):
         self.on_outcome = on_outcome
         self.on_done = on_done
         self.submitted_at = time.monotonic()
+        self.settled = False
+        """Whether its outcome is on its way to whoever waits."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[T] | None = None
         self._done: threading.Event | None = None
@@ -128,7 +131,7 @@ class Write(Request[T]):
 
     It must leave the transaction as it found it when it raises an EventStoreError before its first
     write; whatever it raises later makes the engine run it again alone. `find` looks for what it
-    stored when a commit's outcome is unknown: it returns the result, or None when it is not there.
+    stored when a commit's outcome is unknown: it returns True, or None when it is not there.
     With `alone` it has a transaction of its own in any case, for work that is long.
     """
 
@@ -138,7 +141,7 @@ class Write(Request[T]):
         self,
         function: Callable[[WriteTransaction], T],
         *,
-        find: Callable[[WriteTransaction], T | None] | None = None,
+        find: Callable[[WriteTransaction], bool | None] | None = None,
         full: bool = False,
         alone: bool = False,
         on_outcome: Callable[[T | None], None] | None = None,
@@ -161,6 +164,7 @@ def settle(requests: Iterable[Request[Any]]) -> None:
     """Delivers outcomes with one wake-up per event loop, in the order given."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Request[Any]]] = {}
     for request in requests:
+        request.settled = True
         request.report()
         if request.loop is None:
             request.deliver()

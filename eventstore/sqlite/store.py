@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -51,6 +51,7 @@ class SqliteEventStore:
             registry.temporary_folders.add(self._temporary)
             path = str(Path(self._temporary) / "private.sqlite3")
         self._path = path
+        self._process = os.getpid()
         self._projections = tuple(projections)
         self._durability = durability
         self._closed = False
@@ -68,14 +69,16 @@ class SqliteEventStore:
 
     def create(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
         """Makes a stream with its first event."""
+        made: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> Loaded:
-            stream = transaction.open_stream(key)
-            return _loaded(transaction, transaction.append(stream, event).stream)
+            made[:] = [transaction.append(transaction.open_stream(key), event).stream]
+            return _loaded(transaction, made[0])
 
-        return self._running().future(
-            Write(function, find=partial(_find_loaded, key=key, event=event), full=self._full)
-        )
+        def find(transaction: WriteTransaction) -> bool | None:
+            return transaction.has_event(made[0], event) or None
+
+        return self._running().future(Write(function, find=find, full=self._full))
 
     def append(
         self,
@@ -88,9 +91,11 @@ class SqliteEventStore:
         on_done: Callable[[], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at."""
+        appended: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> Appended:
             stream = transaction.require_stream(key)
+            appended[:] = [stream]
             behind = _position(transaction, stream, cursor)
             missed: list[Any] = []
             if behind != stream.conversation_version:
@@ -111,9 +116,8 @@ class SqliteEventStore:
             transaction.moved[cursor] = (stream.id, recorded.version)
             return Appended(stream.id, recorded.version, missed)
 
-        def find(transaction: WriteTransaction) -> Appended | None:
-            stream = transaction.find_stream(key)
-            return None if stream is None else _stored(transaction, stream, event, cursor)
+        def find(transaction: WriteTransaction) -> bool | None:
+            return transaction.has_event(appended[0], event) or None
 
         return self._running().future(
             Write(function, find=find, full=self._full, on_outcome=on_outcome, on_done=on_done)
@@ -122,26 +126,32 @@ class SqliteEventStore:
     def set_state(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
         """Appends an event that is no part of the conversation."""
 
-        def function(transaction: WriteTransaction) -> Loaded:
-            stream = transaction.require_stream(key)
-            return _loaded(transaction, transaction.append(stream, event).stream)
+        changed: list[Stream] = []
 
-        return self._running().future(
-            Write(function, find=partial(_find_loaded, key=key, event=event), full=self._full)
-        )
+        def function(transaction: WriteTransaction) -> Loaded:
+            changed[:] = [transaction.append(transaction.require_stream(key), event).stream]
+            return _loaded(transaction, changed[0])
+
+        def find(transaction: WriteTransaction) -> bool | None:
+            return transaction.has_event(changed[0], event) or None
+
+        return self._running().future(Write(function, find=find, full=self._full))
 
     def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
         """Ends a stream with a tombstone."""
+        ended: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> bool:
+            ended[:] = []
             if (stream := transaction.find_stream(key)) is None:
                 return False
             transaction.append(stream, event)
             transaction.close_stream(stream)
+            ended[:] = [stream]
             return True
 
         def find(transaction: WriteTransaction) -> bool | None:
-            return True if transaction.find_stream(key) is None else None
+            return (not ended or transaction.has_event(ended[0], event)) or None
 
         return self._running().future(Write(function, find=find, full=self._full))
 
@@ -235,19 +245,22 @@ class SqliteEventStore:
 
     def close(self) -> None:
         """Executes what was handed over and lets go of the file. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+        with registry.lock:
+            if self._closed:
+                return
+            self._closed = True
         engine = self._engine
         if engine.abandoned:
             return
-        if engine.users > 1:
-            # The engine goes on for the others: wait for what was handed over here.
-            engine.call(Write(lambda _: None))
-        registry.release(engine)
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            registry.temporary_folders.discard(self._temporary)
+        try:
+            if engine.users > 1:
+                # The engine goes on for the others: wait for what was handed over here.
+                engine.call(Write(lambda _: None))
+        finally:
+            registry.release(engine)
+            if self._temporary is not None and os.getpid() == self._process:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                registry.temporary_folders.discard(self._temporary)
 
     @property
     def _full(self) -> bool:
@@ -258,7 +271,9 @@ class SqliteEventStore:
         if self._closed:
             raise StoreClosed(self._path)
         if self._engine.abandoned:
-            self._engine = registry.acquire(self._path, self._projections)
+            with registry.lock:
+                if self._engine.abandoned:
+                    self._engine = registry.acquire(self._path, self._projections)
         return self._engine
 
 
@@ -273,14 +288,6 @@ def _loaded(
     return Loaded(
         stream, {name: transaction.rows(name, owners) for name in transaction.tables}, events
     )
-
-
-def _find_loaded(transaction: ReadTransaction, *, key: StreamKey, event: NewEvent) -> Loaded | None:
-    """The stream as it is, when an event that is no conversation was stored in it after all."""
-    stream = transaction.find_stream(key)
-    if stream is None or not transaction.has_event(stream, event):
-        return None
-    return _loaded(transaction, stream)
 
 
 def _events(

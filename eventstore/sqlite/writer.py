@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from eventstore import _platform
@@ -50,7 +50,9 @@ class Writer:
         connection: sqlite3.Connection,
         projections: Sequence[InlineProjection],
         tables: Mapping[str, ProjectionTable],
+        close_readers: Callable[[], None],
     ) -> None:
+        self._close_readers = close_readers
         self._path = path
         self._projections = projections
         self._tables = tables
@@ -59,6 +61,7 @@ class Writer:
         self.frames = 0
         """About how many frames the WAL holds that are not in the database file yet."""
         self._connection: sqlite3.Connection | None = None
+        self._wal: tuple[int, int] | None = None
         self._use(connection)
 
     def commit(self, group: list[Write[Any]]) -> None:
@@ -88,14 +91,14 @@ class Writer:
             return
         try:
             self._commit(transaction)
-        except DatabaseReplaced as error:
-            self.suspend()  # to be opened again if the file comes back
-            self._fail(group, error)
-        except sqlite3.Error as error:
+        except Exception as error:
             self._roll_back()
-            self._find_out(group, error)
-        else:
-            settle(group)
+            self._find_out(group, transaction, error)
+            return
+        if group[0].alone:
+            # Maintenance frees pages, which no count of changes shows.
+            self.frames = _platform.file_size(f"{self._path}-wal") // _PAGE_BYTES
+        settle(group)
 
     def checkpoint(self, mode: str) -> None:
         """Copies the WAL into the file; with mode TRUNCATE empties it too, if readers allow."""
@@ -108,7 +111,7 @@ class Writer:
             finally:
                 connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
             self.frames = frames - copied
-        except (sqlite3.Error, DatabaseReplaced) as error:
+        except Exception as error:
             # Everything acknowledged stays in the WAL, and a later checkpoint copies it.
             self.frames = 0
             _log.warning("checkpoint of %s failed: %s", self._path, type(error).__name__)
@@ -118,18 +121,25 @@ class Writer:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._wal = None
 
     close = suspend
 
     def _use(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._schema = self._read_schema(connection)
-        self._wal: tuple[int, int] | None = None  # known once the first transaction opened it
+        self._wal = None  # known once the first transaction opened it
         self._full: bool | None = None  # until the first transaction sets it
 
     def _ready(self) -> sqlite3.Connection:
         """The connection, opened again where it was given up."""
         check_identity(self._path, self._identity)
+        if self._wal is not None and _platform.file_identity(f"{self._path}-wal") != self._wal:
+            # Somebody removed it. What this connection still knows of it goes into the file as the
+            # last connection closes; to write on would be to write where nobody reads.
+            _log.warning("opening %s again: its -wal was removed", self._path)
+            self._close_readers()
+            self.suspend()
         if self._connection is None:
             connection = connect(self._path, read_only=False)
             try:
@@ -178,34 +188,37 @@ class Writer:
             _FRAMES_PER_COMMIT + changes // _CHANGES_PER_FRAME + content_bytes // _PAGE_BYTES
         )
 
-    def _find_out(self, group: list[Write[Any]], error: sqlite3.Error) -> None:
-        """A commit failed: looks what is stored before anything is said about it."""
-        again = []
-        for request in group:
-            if request.failed:
-                settle([request])
-                continue
-            try:
-                # After a failed fsync the connection's view of the WAL is not to be trusted.
-                self.suspend()
-                result = self._find(request)
-            except Exception as second:
-                reason = f"{self._translated(error)} Then: {self._translated(second)}"
-                self._fail([request], OutcomeUnknown(self._path, reason))
-                continue
-            if result is not None:
-                request.succeed(result)
-                settle([request])
-            elif request.find is None:
-                reason = f"{self._translated(error)}"
-                self._fail([request], OutcomeUnknown(self._path, reason))
-            else:
-                again.append(request)
-        if len(group) == 1:
-            self._fail(again, error)
+    def _find_out(
+        self, group: list[Write[Any]], transaction: WriteTransaction, error: Exception
+    ) -> None:
+        """A commit failed: looks what is stored before anything is said about it.
+
+        A group is stored whole or not at all, so one request that is found speaks for the others.
+        """
+        # After a failed fsync, or with a WAL that lost its name, no connection is to be trusted.
+        self._close_readers()
+        self.suspend()
+        pending = [request for request in group if not request.failed]
+        try:
+            stored = any(self._find(request) is not None for request in pending)
+        except DatabaseReplaced as replaced:
+            self._fail(group, replaced)
             return
-        for request in again:
-            self.commit([request])
+        except Exception as second:
+            reason = f"{self._translated(error)} Then: {self._translated(second)}"
+            self._fail(group, OutcomeUnknown(self._path, reason))
+            return
+        if stored:
+            transaction.move_cursors()
+            settle(group)
+        elif len(group) > 1:
+            settle([request for request in group if request.failed])
+            for request in pending:
+                self.commit([request])
+        elif group[0].alone:
+            self._fail(group, OutcomeUnknown(self._path, str(self._translated(error))))
+        else:
+            self._fail(group, error)
 
     def _find(self, request: Write[Any]) -> Any:
         if request.find is None:
@@ -213,10 +226,7 @@ class Writer:
         connection = self._ready()
         connection.execute("BEGIN")
         try:
-            transaction = WriteTransaction(connection, self._tables, self._codecs)
-            result = request.find(transaction)
-            transaction.move_cursors()
-            return result
+            return request.find(WriteTransaction(connection, self._tables, self._codecs))
         finally:
             connection.execute("ROLLBACK")
 

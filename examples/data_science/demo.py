@@ -69,7 +69,7 @@ class Demo:
         with self.worker(exit_code=EXIT_CODE_IF_KILLED) as reports:
             for facts in reports:
                 self.session = facts.get("session", self.session)
-        last = self.events[-1]["content"]["parts"][-1]
+        last = self.events[-1].get("content", {}).get("parts", [{}])[-1]
         check(
             last.get("function_response", {}).get("name") == "train_model",
             "by then its tool had trained a model, its agent had yet to say so",

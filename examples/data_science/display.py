@@ -33,14 +33,16 @@ def verbatim(text: str) -> None:
 
 def show_event(event: Mapping[str, Any]) -> None:
     """Prints who said or did what."""
-    for part in event["content"]["parts"]:
+    if message := event.get("error_message"):
+        _say(event["author"], f"fails: {message}", "red")
+    for part in event.get("content", {}).get("parts", ()):
         if call := part.get("function_call"):
-            arguments = ", ".join(f"{k}={json.dumps(v)}" for k, v in call["args"].items())
+            arguments = ", ".join(f"{k}={json.dumps(v)}" for k, v in call.get("args", {}).items())
             _say(event["author"], f"calls {call['name']}({arguments})", "cyan")
         elif response := part.get("function_response"):
-            _say(response["name"], shorten(response["response"], 150), "dim")
-        else:
-            _say(event["author"], part["text"], "bold" if event["author"] == "user" else "")
+            _say(response["name"], shorten(response.get("response", {}), 150), "dim")
+        elif text := part.get("text"):
+            _say(event["author"], text, "bold" if event["author"] == "user" else "")
 
 
 def show_states(earlier: tuple[str, State], later: tuple[str, State]) -> None:

@@ -145,6 +145,8 @@ async def test_update_keys_in_the_middle_of_a_run(service: DatabaseSessionServic
 
 async def test_update_keys_refuses(service: DatabaseSessionService) -> None:
     await service.create_session("app", "u", "s", {"k": 1})
+    with pytest.raises(InvalidInput, match="list"):
+        await service.update_keys("app", "u", "s", ["k"])  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="temp:x"):
         await service.update_keys("app", "u", "s", {"k": 2, "temp:x": 1})
     for keys in ({"k": 2}, {}):

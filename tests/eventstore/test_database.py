@@ -7,6 +7,7 @@ import os
 import pickle
 import sqlite3
 import stat
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -133,8 +134,9 @@ def test_a_directory(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(PathUnusable, match="Choose a path"):
-        open_and_close(tmp_path / "file" / "a.db")
+    for below in (Path("a.db"), Path("b/a.db")):
+        with pytest.raises(PathUnusable, match="is no folder"):
+            open_and_close(tmp_path / "file" / below)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
@@ -299,6 +301,24 @@ async def test_a_missing_event_is_noticed(store: EventStore, database: Path, ver
     for window in (Window(), Window(last=3)):
         with pytest.raises(CorruptEvent, match="missing"):
             await store.load(SESSION, window, lambda loaded: loaded)
+
+
+def test_sqlites_own_backup_copies_what_the_wal_holds(
+    store: EventStore, database: Path, tmp_path: Path
+) -> None:
+    async def fill() -> None:
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        for _ in range(20):
+            await store.append(SESSION, new_event(), cursor)
+
+    asyncio.run(fill())
+    # In a process of its own, as the `sqlite3` shell is.
+    program = "import sqlite3, sys; a, b = map(sqlite3.connect, sys.argv[1:]); a.backup(b)"
+    copy = tmp_path / "copy.db"
+    subprocess.run([sys.executable, "-c", program, str(database), str(copy)], check=True)
+    restored = open_store(copy, BUILT_IN)
+    assert restored.stats()["events"] == 21
+    restored.close()
 
 
 def test_a_private_temporary_database_leaves_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -25,9 +26,11 @@ from eventstore import (
     Cursor,
     DatabaseReplaced,
     EventStore,
+    EventType,
     ProjectionMissing,
     Put,
     RecordedEvent,
+    SchemaAltered,
     StoreBusy,
     Table,
     Window,
@@ -562,9 +565,19 @@ async def test_nothing_is_acknowledged_into_a_wal_that_is_gone(
 ) -> None:
     cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
     await store.append(SESSION, new_event(), cursor)
+    assert await store.load(SESSION, Window(), bool)  # a reader holds it open too
     Path(f"{database}-wal").unlink()
-    with pytest.raises(DatabaseReplaced, match="-wal"):
+    for _ in range(3):
         await store.append(SESSION, new_event(), cursor)
+    program = "import sqlite3, sys; a = sqlite3.connect(sys.argv[1]); print(a.execute(sys.argv[2])"
+    counted = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program + ".fetchall())", database, "SELECT count(*) FROM events"],
+        capture_output=True,
+        text=True,
+    )
+    assert counted.stdout == "[(5,)]\n"
+    assert await store.load(SESSION, Window(), lambda loaded: len(loaded.events)) == 4
 
 
 async def test_a_folder_that_became_something_else(tmp_path: Path) -> None:
@@ -651,3 +664,112 @@ async def test_large_appends_are_folded_into_the_file_too(database: Path) -> Non
     await store.barrier()
     assert Path(f"{database}-wal").stat().st_size < 20_000_000
     store.close()
+
+
+async def test_an_append_behind_a_wait_of_the_idle_writer_is_done(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog once moved such an append to where the writer did not look."""
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(engines, "_WATCH_S", 0.1)
+    monkeypatch.setattr(engines, "_IDLE_S", 0.05)
+    store = open_store(database, BUILT_IN)
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    with gates_closed(database) as gate, gate.held_within(1):
+        await asyncio.sleep(0.6)  # the writer waits to fold the WAL, past the deadline
+        future = store.append(SESSION, new_event(), cursor)
+        await asyncio.sleep(0.15)
+    await asyncio.wait_for(future, 10)
+    store.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_another_thread_closes(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + """
+    import threading, time
+    async def use(which, name):
+        cursor = Cursor((await which.create(session(name), created())).stream.id, 1)
+        for _ in range(10):
+            await which.append(session(name), new_event(), cursor)
+    asyncio.run(use(store, "parent"))
+    held = threading.Thread(target=store.transact, args=(lambda _: time.sleep(0.5),))
+    held.start()
+    time.sleep(0.1)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    time.sleep(0.1)
+    if (pid := os.fork()) == 0:
+        again = open_store(sys.argv[1], BUILT_IN)
+        asyncio.run(use(again, "child"))
+        again.close()
+        os._exit(0)
+    held.join()
+    closing.join()
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_log(database) as store:
+        assert store.stats()["events"] == 22
+
+
+async def test_a_schema_changed_while_idle_harms_only_appends_until_it_is_mended(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_IDLE_S", 0.05)
+    store = open_store(database, BUILT_IN)
+    await store.create(SESSION, created())
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("CREATE TRIGGER alien AFTER INSERT ON events BEGIN SELECT 1; END")
+        store._engine._write.suspend()  # type: ignore[attr-defined] - as a fork does
+        await asyncio.sleep(0.3)
+        with pytest.raises(SchemaAltered, match="alien"):
+            await store.create(session("other"), created())
+        connection.execute("DROP TRIGGER alien")
+    await store.create(session("other"), created())
+    store.close()
+
+
+@pytest.mark.parametrize("failing", ["delete", "create", "append", "set"])
+async def test_a_commit_that_failed_although_it_was_stored(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The log is asked, and answers for the whole group."""
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    writer = store._engine._write  # type: ignore[attr-defined]
+    real = writer._commit
+
+    def fail(transaction: object) -> None:
+        real(transaction)
+        monkeypatch.undo()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(writer, "_commit", fail)
+    first = {
+        "delete": lambda: store.delete(SESSION, new_event(EventType.SESSION_DELETED)),
+        "create": lambda: store.create(session("new"), created()),
+        "append": lambda: store.append(SESSION, new_event(), cursor),
+        "set": lambda: store.set_state(SESSION, new_event(EventType.STATE_SET)),
+    }[failing]()
+    key = SESSION if failing == "delete" else session("second")
+    second = store.create(key, created())  # the same id, where it was deleted just before
+    await asyncio.gather(first, second)
+    assert await store.load(key, Window(), bool)
+    if failing == "append":
+        await store.append(SESSION, new_event(), cursor)
+    assert [r.changed for r in rebuild(store, BUILT_IN)] == [0, 0]
+
+
+def test_a_child_leaves_its_parents_private_database_alone(tmp_path: Path) -> None:
+    store = open_store(":memory:", BUILT_IN)
+    asyncio.run(_create(store))
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    store._process += 1  # type: ignore[attr-defined] - as the child of another process sees it
+    folder = Path(store.path).parent
+    store.close()
+    assert folder.exists()
+    shutil.rmtree(folder)

@@ -29,6 +29,7 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite:////tmp/a.db", "/tmp/a.db"),
         ("sqlite:///a#b;c.db", "a#b;c.db"),
         ("~x.db", "~x.db"),
+        ("sqlite:b/a.db", "b/a.db"),
         ("odd:name.db", "odd:name.db"),
         (":memory:", MEMORY),
         ("sqlite://", MEMORY),
@@ -59,6 +60,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "sqlite://host/a.db",
         "postgres://u:pw@h/d",
         "sqlite://u:pw@h/d",
+        "file:a.db",
     ],
 )
 def test_urls_of_other_databases_are_refused_without_their_secrets(url: str) -> None:
@@ -74,9 +76,11 @@ def test_a_query_is_ignored_with_a_warning(
     assert "query" in caplog.text
 
 
-def test_a_path_no_file_can_have() -> None:
+def test_paths_no_file_can_have() -> None:
     with pytest.raises(PathUnusable, match="NUL"):
         resolve("a\0b")
+    with pytest.raises(PathUnusable, match="empty"):
+        resolve("")
 
 
 def test_no_path_at_all() -> None:
