@@ -185,6 +185,7 @@ class Engine:
                         self._commit(batch)
                         if self._write.frames >= _CHECKPOINT_FRAMES:
                             self._write.checkpoint("PASSIVE")
+                batch = []  # an idle thread must keep neither requests nor outcomes alive
         except BaseException as error:
             self._break(batch, error)
             raise
@@ -286,7 +287,7 @@ class _Reader:
             except BaseException as error:
                 request.fail(translate(self._engine.path, error))
             settle([request])
-            del request  # an idle thread must keep neither the request nor its outcome alive
+            del request  # as in the writer
 
     def close(self) -> None:
         """Closes the connection; the next read opens it again."""

@@ -199,20 +199,20 @@ class Writer:
         self._close_readers()
         self.suspend()
         pending = [request for request in group if not request.failed]
+        settle([request for request in group if request.failed])
         try:
             stored = any(self._find(request) is not None for request in pending)
         except DatabaseReplaced as replaced:
-            self._fail(group, replaced)
+            self._fail(pending, replaced)
             return
         except Exception as second:
             reason = f"{self._translated(error)} Then: {self._translated(second)}"
-            self._fail(group, OutcomeUnknown(self._path, reason))
+            self._fail(pending, OutcomeUnknown(self._path, reason))
             return
         if stored:
             transaction.move_cursors()
-            settle(group)
+            settle(pending)
         elif len(group) > 1:
-            settle([request for request in group if request.failed])
             for request in pending:
                 self.commit([request])
         elif group[0].alone:

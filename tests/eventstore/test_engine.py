@@ -32,6 +32,7 @@ from eventstore import (
     RecordedEvent,
     SchemaAltered,
     StoreBusy,
+    StreamNotFound,
     Table,
     Window,
     open_store,
@@ -756,7 +757,10 @@ async def test_a_commit_that_failed_although_it_was_stored(
     }[failing]()
     key = SESSION if failing == "delete" else session("second")
     second = store.create(key, created())  # the same id, where it was deleted just before
+    refused = store.append(session("missing"), new_event(), Cursor())
     await asyncio.gather(first, second)
+    with pytest.raises(StreamNotFound):  # by its own error, not by that of the commit
+        await refused
     assert await store.load(key, Window(), bool)
     if failing == "append":
         await store.append(SESSION, new_event(), cursor)
