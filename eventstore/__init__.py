@@ -5,7 +5,6 @@ Knows nothing of ADK. `open_store` opens a log; `InlineProjection` says how its 
 
 from eventstore.changes import (
     Change,
-    Delete,
     DeleteOwner,
     InlineProjection,
     Put,
@@ -66,7 +65,6 @@ __all__ = [
     "CorruptRow",
     "Cursor",
     "DatabaseReplaced",
-    "Delete",
     "DeleteOwner",
     "Durability",
     "EventIdConflict",

@@ -18,7 +18,6 @@ from eventstore.events import RecordedEvent
 __all__ = [
     "Change",
     "ColumnType",
-    "Delete",
     "DeleteOwner",
     "InlineProjection",
     "Put",
@@ -68,19 +67,13 @@ class Update(NamedTuple):
     columns: Mapping[str, Value]
 
 
-class Delete(NamedTuple):
-    """Removes the row with this key."""
-
-    key: Row
-
-
 class DeleteOwner(NamedTuple):
     """Removes every row that belongs to a stream."""
 
     owner: int
 
 
-Change = Put | Update | Delete | DeleteOwner
+Change = Put | Update | DeleteOwner
 
 
 class InlineProjection(Protocol):
@@ -124,7 +117,5 @@ def apply_in_memory(table: Table, rows: Rows, changes: Iterable[Change]) -> None
                         columns.get(name, value)
                         for name, value in zip(table.columns, row, strict=True)
                     )
-            case Delete(key):
-                rows.get(int(key[0]), {}).pop(key, None)
             case DeleteOwner(owner):
                 rows.pop(owner, None)

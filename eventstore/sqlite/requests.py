@@ -130,8 +130,8 @@ class Write(Request[T]):
     """A function that writes, executed with others in one transaction.
 
     It must leave the transaction as it found it when it raises an EventStoreError before its first
-    write; whatever it raises later makes the engine run it again alone. `find` looks for what it
-    stored when a commit's outcome is unknown: it returns True, or None when it is not there.
+    write; whatever it raises later makes the engine run it again alone. `find` tells whether what
+    it wrote is stored, when a commit's outcome is unknown; it is False when it wrote nothing.
     With `alone` it has a transaction of its own in any case, for work that is long.
     """
 
@@ -141,7 +141,7 @@ class Write(Request[T]):
         self,
         function: Callable[[WriteTransaction], T],
         *,
-        find: Callable[[WriteTransaction], bool | None] | None = None,
+        find: Callable[[WriteTransaction], bool] | None = None,
         full: bool = False,
         alone: bool = False,
         on_outcome: Callable[[T | None], None] | None = None,

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -69,15 +70,13 @@ class SqliteEventStore:
 
     def create(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
         """Makes a stream with its first event."""
-        made: list[Stream] = []
+        written: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> Loaded:
-            made[:] = [transaction.append(transaction.open_stream(key), event).stream]
-            return _loaded(transaction, made[0])
+            written[:] = [transaction.append(transaction.open_stream(key), event).stream]
+            return _loaded(transaction, written[0])
 
-        def find(transaction: WriteTransaction) -> bool | None:
-            return transaction.has_event(made[0], event) or None
-
+        find = partial(_is_written, written, event)
         return self._running().future(Write(function, find=find, full=self._full))
 
     def append(
@@ -91,11 +90,11 @@ class SqliteEventStore:
         on_done: Callable[[], None] | None = None,
     ) -> asyncio.Future[Appended]:
         """Appends a conversation event behind the one the cursor stands at."""
-        appended: list[Stream] = []
+        written: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> Appended:
+            written.clear()
             stream = transaction.require_stream(key)
-            appended[:] = [stream]
             behind = _position(transaction, stream, cursor)
             missed: list[Any] = []
             if behind != stream.conversation_version:
@@ -114,45 +113,44 @@ class SqliteEventStore:
                     raise
                 return stored
             transaction.moved[cursor] = (stream.id, recorded.version)
+            written.append(stream)
             return Appended(stream.id, recorded.version, missed)
 
-        def find(transaction: WriteTransaction) -> bool | None:
-            return transaction.has_event(appended[0], event) or None
-
         return self._running().future(
-            Write(function, find=find, full=self._full, on_outcome=on_outcome, on_done=on_done)
+            Write(
+                function,
+                find=partial(_is_written, written, event),
+                full=self._full,
+                on_outcome=on_outcome,
+                on_done=on_done,
+            )
         )
 
     def set_state(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
         """Appends an event that is no part of the conversation."""
-
-        changed: list[Stream] = []
+        written: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> Loaded:
-            changed[:] = [transaction.append(transaction.require_stream(key), event).stream]
-            return _loaded(transaction, changed[0])
+            written[:] = [transaction.append(transaction.require_stream(key), event).stream]
+            return _loaded(transaction, written[0])
 
-        def find(transaction: WriteTransaction) -> bool | None:
-            return transaction.has_event(changed[0], event) or None
-
+        find = partial(_is_written, written, event)
         return self._running().future(Write(function, find=find, full=self._full))
 
     def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
         """Ends a stream with a tombstone."""
-        ended: list[Stream] = []
+        written: list[Stream] = []
 
         def function(transaction: WriteTransaction) -> bool:
-            ended[:] = []
+            written.clear()
             if (stream := transaction.find_stream(key)) is None:
                 return False
             transaction.append(stream, event)
             transaction.close_stream(stream)
-            ended[:] = [stream]
+            written.append(stream)
             return True
 
-        def find(transaction: WriteTransaction) -> bool | None:
-            return (not ended or transaction.has_event(ended[0], event)) or None
-
+        find = partial(_is_written, written, event)
         return self._running().future(Write(function, find=find, full=self._full))
 
     def load(
@@ -313,6 +311,15 @@ def _rows_by_owner(
             for row in transaction.rows(name, chunk):
                 owned.setdefault(int(row[0]), []).append(row)
     return found
+
+
+def _is_written(written: Sequence[Stream], event: NewEvent, transaction: ReadTransaction) -> bool:
+    """Whether what a request wrote is in the log.
+
+    `written` names the stream it wrote to, in its last attempt. A request that wrote nothing (its
+    event was there before, there was nothing to delete) proves nothing about a commit.
+    """
+    return any(transaction.has_event(stream, event) for stream in written)
 
 
 def _conversation(events: Sequence[RecordedEvent]) -> list[RecordedEvent]:

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from eventstore.changes import (
     Change,
-    Delete,
     DeleteOwner,
     InlineProjection,
     Put,
@@ -58,7 +57,6 @@ class ProjectionTable:
     def __init__(self, projection: InlineProjection) -> None:
         table = projection.table
         names = [*table.key, *table.columns]
-        key = " AND ".join(f"{name} = ?" for name in table.key)
         self.projection = projection
         self._table = table
         self._key = tuple(table.key)
@@ -68,7 +66,6 @@ class ProjectionTable:
             f"VALUES ({', '.join('?' for _ in names)}) "
             f"ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {assignments}"
         )
-        self._delete = f"DELETE FROM {table.name} WHERE {key}"  # noqa: S608 - as above
         self._delete_owner = f"DELETE FROM {table.name} WHERE {table.owner} = ?"  # noqa: S608
         self._select = f"SELECT {', '.join(names)} FROM {table.name}"  # noqa: S608 - as above
 
@@ -86,8 +83,6 @@ class ProjectionTable:
                 case Update(row_key, columns):
                     sql = _update_statement(self._table.name, tuple(columns), self._key)
                     connection.execute(sql, (*columns.values(), *row_key))
-                case Delete(row_key):
-                    connection.execute(self._delete, row_key)
                 case DeleteOwner(owner):
                     connection.execute(self._delete_owner, (owner,))
 

@@ -201,7 +201,7 @@ class Writer:
         pending = [request for request in group if not request.failed]
         settle([request for request in group if request.failed])
         try:
-            stored = any(self._find(request) is not None for request in pending)
+            stored = any(self._find(request) for request in pending)
         except DatabaseReplaced as replaced:
             self._fail(pending, replaced)
             return
@@ -220,9 +220,9 @@ class Writer:
         else:
             self._fail(group, error)
 
-    def _find(self, request: Write[Any]) -> Any:
+    def _find(self, request: Write[Any]) -> bool:
         if request.find is None:
-            return None
+            return False
         connection = self._ready()
         connection.execute("BEGIN")
         try:

@@ -777,3 +777,29 @@ def test_a_child_leaves_its_parents_private_database_alone(tmp_path: Path) -> No
     store.close()
     assert folder.exists()
     shutil.rmtree(folder)
+
+
+async def test_a_commit_that_failed_and_stored_nothing(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there before, or had nothing to write, does not speak for the group."""
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    known = new_event()
+    await store.append(SESSION, known, cursor)
+    other = Cursor((await store.create(session("other"), created())).stream.id, 1)
+
+    def fail(transaction: object) -> None:
+        monkeypatch.undo()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store._engine._write, "_commit", fail)  # type: ignore[attr-defined]
+    event = new_event()
+    await asyncio.gather(
+        store.delete(session("missing"), new_event(EventType.SESSION_DELETED)),
+        store.append(SESSION, known, cursor),
+        store.append(session("other"), event, other),
+    )
+    stored = await store.load(
+        session("other"), Window(), lambda loaded: [e.event_id for e in loaded.events]
+    )
+    assert stored == [event.event_id]
