@@ -1,9 +1,10 @@
 """Events made directly from their stored data, without validating again what was valid.
 
 Validating an event takes pydantic more than twice as long as making its objects. A payload that
-this package wrote is the dump of an event that could be read back, so it only has to be put together:
-for each model the defaults are copied, the fields that are there are converted (base64 to bytes, a
-value to its enum member, a dict to a nested model), and the object is given its attributes.
+this package wrote is the dump of an event that could be read back, so it only has to be put
+together: for each model the defaults are copied, the fields that are there are converted (base64
+to bytes, a value to its enum member, a dict to a nested model), and the object is given its
+attributes.
 
 Two things keep it honest. A payload is only trusted when the very same models wrote it: their
 fingerprint is stored with it. And a constructor that meets anything it was not made for (a key it
