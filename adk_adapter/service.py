@@ -42,6 +42,7 @@ from eventstore import (
     EventType,
     InvalidInput,
     Loaded,
+    Projection,
     ProjectionMissing,
     Row,
     StreamExists,
@@ -54,7 +55,7 @@ from eventstore import (
     open_store,
 )
 from eventstore.encoding import decode_value
-from projections import BUILT_IN, scavenge
+from projections import Anchor, Follower, Verified, installed, scavenge, verify
 
 __all__ = ["DatabaseSessionService"]
 
@@ -80,12 +81,16 @@ class DatabaseSessionService(BaseSessionService):
     from a history that has moved on, and so is a session that carries no revision (restored from
     JSON) or was deleted meanwhile.
 
+    `projections` are folds of your own, which a background thread keeps close behind the log, as it
+    does those that installed packages provide: see eventstore.Projection.
+
     May be used from any number of tasks, event loops, threads and processes at once.
 
     Raises:
         StoreUnusable: the path cannot be used; one of the kinds in eventstore.errors, which says
             why and what to do. Raised here, not at the first use.
         ProjectionMissing: the file's tables need `rebuild-projections`.
+        InvalidProjection: one of `projections` cannot be kept in a database.
     """
 
     def __init__(
@@ -98,13 +103,22 @@ class DatabaseSessionService(BaseSessionService):
         agents_dir: str | None = None,
         durability: Durability = "normal",
         on_stale: Literal["raise", "merge"] = "raise",
+        projections: Sequence[Projection] = (),
     ) -> None:
         if on_stale not in ("raise", "merge"):
             raise ValueError(f"on_stale must be 'raise' or 'merge', not {on_stale!r}")
         given = [target for target in (path, db_url, db_path, uri) if target is not None]
         if len(given) > 1:
             raise TypeError("pass one of path, db_url, db_path and uri, not several")
-        self._store = open_store(given[0] if given else None, BUILT_IN, durability=durability)
+        self._inline = installed.inline()
+        self._asynchronous = installed.distinct((*installed.asynchronous(), *projections))
+        installed.distinct((*self._inline, *self._asynchronous))
+        target = given[0] if given else None
+        self._store = open_store(target, self._inline, durability=durability)
+        self._follower: Follower | None = None
+        if self._asynchronous:
+            self._follower = Follower(self._store, self._asynchronous)
+            self._follower.ensure_running()
         self._merge = on_stale == "merge"
         self._flights = Flights()
         _log.info("sessions are kept in %s", self._store.path)
@@ -190,6 +204,8 @@ class DatabaseSessionService(BaseSessionService):
         """
         if event.partial:
             return event
+        if self._follower is not None:
+            self._follower.ensure_running()  # which a forked child has no thread of
         _move_temporary_keys(session, event)
         key = _session_key(session.app_name, session.user_id, session.id)
         actions = event.actions
@@ -273,12 +289,30 @@ class DatabaseSessionService(BaseSessionService):
 
         Keys of the result: sessions, events, keys_carried_over, bytes_freed.
         """
-        scavenged = scavenge(self._store)
+        scavenged = scavenge(self._store, self._inline, self._asynchronous)
         return {**scavenged._asdict(), "bytes_freed": self._store.shrink()}
+
+    async def verify(self, *, since: int = 0, against: Anchor | None = None) -> Verified:
+        """Recomputes the tables from the log, proves the log itself, and says what differs.
+
+        `since` checks only the events behind a position, and the rows they touched; `against` that
+        the log still has the history an anchor knows. Appends go on meanwhile.
+
+        Raises:
+            MaintenanceRunning: a rebuild, a vacuum or another verification is under way.
+        """
+        return await asyncio.to_thread(
+            verify, self._store, self._inline, self._asynchronous, since=since, against=against
+        )
 
     async def aclose(self) -> None:
         """Commits what was handed over and lets go of the file. Safe to call twice."""
-        await asyncio.to_thread(self._store.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        if self._follower is not None:
+            self._follower.stop()
+        self._store.close()
 
     close = aclose
 

@@ -1,7 +1,8 @@
 """Digests and the hash chain of a stream.
 
 Hash layout, version 1. Each event's link is the SHA-256 of a tag, the previous link and the
-event's fields, every variable-length field preceded by its length. It covers the digests of the
+event's fields, every variable-length field preceded by its length. The codec is covered by its
+fingerprint, for it decides how a payload is decoded. It covers the digests of the
 stored bytes rather than the bytes, so a redacted payload leaves the chain whole. Position and
 stream id are left out: both may change when a log is imported elsewhere. The first link binds the
 stream's identity with a random nonce, so that erased ids cannot be guessed from what is left.
@@ -19,7 +20,7 @@ __all__ = ["digest", "first_link", "next_link"]
 
 _TAG: Final = b"adk-eventstore:chain:v1"
 _NUMBERS: Final = struct.Struct(">qqqqd")
-_LENGTHS: Final = struct.Struct(">IIIIII")
+_LENGTHS: Final = struct.Struct(">IIIIIII")
 
 
 def digest(stored: bytes | None) -> bytes | None:
@@ -46,6 +47,7 @@ def next_link(
     timestamp: float,
     author: str,
     invocation_id: str,
+    codec: str,
     delta_digest: bytes | None,
     data_digest: bytes | None,
 ) -> bytes:
@@ -55,6 +57,7 @@ def next_link(
         event_type.encode(),
         author.encode(),
         invocation_id.encode(),
+        codec.encode(),
         delta_digest or b"",
         data_digest or b"",
     )

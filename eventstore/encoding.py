@@ -15,7 +15,16 @@ import msgspec
 
 from eventstore.errors import ValueNotStorable
 
-__all__ = ["PYTHON_JSON", "STRICT_JSON", "decode", "decode_members", "decode_value", "encode"]
+__all__ = [
+    "PYTHON_JSON",
+    "STRICT_JSON",
+    "decode",
+    "decode_members",
+    "decode_value",
+    "encode",
+    "slice_members",
+    "text_of",
+]
 
 STRICT_JSON: Final = 1
 PYTHON_JSON: Final = 2
@@ -85,6 +94,16 @@ def decode_value(text: str) -> Any:
         return _decode_strict(text)
     except msgspec.DecodeError:
         return json.loads(text)
+
+
+slice_members = _decode_raw_members
+"""Splits a delta in strict JSON as `decode_members` does, the text of each key not yet made a str:
+see `text_of`."""
+
+
+def text_of(raw: msgspec.Raw) -> str:
+    """The JSON text of a slice."""
+    return bytes(raw).decode()
 
 
 def decode_members(delta: bytes, encoding: int) -> dict[str, dict[str, str]]:

@@ -7,13 +7,18 @@
     |-- EventIdConflict           this event id is stored with other content
     |-- InvalidInput              (also a ValueError) the request cannot be stored
     |   |-- InvalidIdentifier     an id or key the databases cannot hold
-    |   `-- ValueNotStorable      a value no JSON can hold, or too deep or too large
+    |   |-- ValueNotStorable      a value no JSON can hold, or too deep or too large
+    |   `-- InvalidProjection     a projection whose parts no database can hold
     |-- StoreClosed               used after close()
     |-- StoreBusy                 another process held the file past the deadline
     |-- StorageFailed             the disk is full or failing; nothing was stored
     |-- OutcomeUnknown            may or may not be stored; retry with the same event
     |-- CorruptEvent              a stored event does not match its digest or version
+    |-- CorruptRow                a row of a projection cannot be read
+    |-- UnknownEvent              an event's type or schema version is newer than this package
     |-- ProjectionMissing         a projection the database relies on is absent or differs
+    |-- ProjectionFailed          a projection raised, or made a change that cannot be stored
+    |-- MaintenanceRunning        another rebuild, verification or vacuum is under way
     `-- StoreUnusable             the path cannot be used as a store
         |-- PathUnusable          missing, unwritable, a directory, a network file system
         |-- NotADatabase          the file is not SQLite
@@ -37,9 +42,12 @@ __all__ = [
     "ForeignDatabase",
     "InvalidIdentifier",
     "InvalidInput",
+    "InvalidProjection",
+    "MaintenanceRunning",
     "NotADatabase",
     "OutcomeUnknown",
     "PathUnusable",
+    "ProjectionFailed",
     "ProjectionMissing",
     "SchemaAltered",
     "SchemaTooNew",
@@ -49,6 +57,7 @@ __all__ = [
     "StoreUnusable",
     "StreamExists",
     "StreamNotFound",
+    "UnknownEvent",
     "ValueNotStorable",
     "WrongExpectedVersion",
 ]
@@ -138,6 +147,15 @@ class ValueNotStorable(InvalidInput):
         self.reason = reason
 
 
+class InvalidProjection(InvalidInput):
+    """A projection whose name, version, table or views no database can hold."""
+
+    def __init__(self, projection: str, reason: str) -> None:
+        super().__init__(f"Projection {projection} {reason}. Mend its definition.")
+        self.projection = projection
+        self.reason = reason
+
+
 class StoreClosed(EventStoreError):
     """The store was closed; open a new one to go on."""
 
@@ -204,6 +222,46 @@ class CorruptRow(EventStoreError):
         super().__init__(f"A row of {table} {reason}. Run: rebuild-projections")
         self.table = table
         self.reason = reason
+
+
+class UnknownEvent(EventStoreError):
+    """An event of a type or schema version that this version of the package does not know."""
+
+    def __init__(self, stream: str, position: int, type_: str, schema_version: int) -> None:
+        super().__init__(
+            f"{stream}: event at position {position} has type {type_!r} in schema version "
+            f"{schema_version}, which this version cannot read. Upgrade adk-eventstore."
+        )
+        self.stream = stream
+        self.position = position
+        self.type = type_
+        self.schema_version = schema_version
+
+
+class ProjectionFailed(EventStoreError):
+    """A projection raised, or made a change that its table cannot hold."""
+
+    def __init__(self, projection: str, position: int, reason: str) -> None:
+        super().__init__(
+            f"Projection {projection!r} failed at position {position}: {reason}. "
+            "Mend the projection; raise its version when rows it wrote have to change."
+        )
+        self.projection = projection
+        self.position = position
+        self.reason = reason
+
+
+class MaintenanceRunning(EventStoreError):
+    """Another rebuild, verification or vacuum of this database is under way."""
+
+    def __init__(self, path: str, operation: str, holder: str) -> None:
+        super().__init__(
+            f"{path}: cannot {operation} while {holder} rebuilds, verifies or vacuums it. "
+            "Wait for it to end, then try again."
+        )
+        self.path = path
+        self.operation = operation
+        self.holder = holder
 
 
 class ProjectionMissing(EventStoreError):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from eventstore.encoding import decode
 from eventstore.errors import InvalidIdentifier
 
 __all__ = [
     "CONVERSATION_TYPES",
+    "DeltaEvent",
     "EventType",
     "NewEvent",
     "RecordedEvent",
@@ -37,6 +39,7 @@ class EventType(StrEnum):
     ADK_EVENT = "adk_event"
     STATE_SET = "state_set"
     SESSION_DELETED = "session_deleted"
+    CARRIED_OVER = "carried_over"
     VACUUMED = "vacuumed"
 
 
@@ -128,6 +131,22 @@ class RecordedEvent(NamedTuple):
     delta: bytes | None
     data: bytes | None
     codec: str = ""
+
+    def payload(self) -> Any:
+        """The decoded `data`: for an ADK event its JSON object; None when there is none.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        return None if self.data is None else decode(self.data, self.encoding)
+
+
+DeltaEvent = tuple[int, int, float, bytes | None, bytes | None, RecordedEvent | None]
+"""What folding the deltas needs of an event: position, stream id, timestamp, delta and its digest
+(checked). A plain tuple, as the database gives it, for one is made per event of a rebuild.
+
+The last part is None for by far the most: conversation events of the current schema version, with a
+delta in strict JSON. Of any other event it is the whole."""
 
 
 def check_identifier(what: str, value: object) -> str:

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from eventstore import location
-from eventstore.changes import InlineProjection, Row
+from eventstore.changes import Change, Row
 from eventstore.cursor import Cursor
 from eventstore.errors import PathUnusable
-from eventstore.events import NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.events import DeltaEvent, NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.projection import Projection, check_projection
 
 __all__ = [
     "Appended",
     "Durability",
     "EventStore",
     "Loaded",
+    "LoggedEvent",
     "MaintenanceTransaction",
+    "Registered",
+    "Snapshot",
+    "StreamFacts",
     "Window",
     "open_store",
 ]
@@ -73,32 +78,144 @@ class Appended(NamedTuple):
     news: bool = True
 
 
-class MaintenanceTransaction(Protocol):
-    """What maintenance may do, inside one transaction that holds all other writers off."""
+class LoggedEvent(NamedTuple):
+    """An event as it stands in the log, unchecked, and what proves it."""
 
-    def read_all(self, after: int = 0) -> Iterator[RecordedEvent]:
-        """The whole log in position order, without payloads."""
+    event: RecordedEvent
+    delta_digest: bytes | None
+    data_digest: bytes | None
+    chain: bytes
 
-    def table_rows(self, projection: InlineProjection) -> Sequence[Row] | None:
-        """Every row of a projection's table; None when it lacks its columns."""
 
-    def replace_table(self, projection: InlineProjection, rows: Iterable[Row]) -> None:
-        """Makes a projection's table and views anew with these rows."""
+class StreamFacts(NamedTuple):
+    """A whole row of `streams`. The nonce of a scavenged stream is empty."""
 
-    def get_stream(self, stream_id: int) -> Stream:
-        """A stream by its id."""
+    stream: Stream
+    live: bool
+    nonce: bytes
 
-    def append(self, stream: Stream, event: NewEvent) -> RecordedEvent:
-        """Writes one event behind the stream's head; its `stream` has the new head."""
 
-    def deleted_streams(self, count: int) -> Sequence[Stream]:
-        """Up to `count` deleted streams whose events are still there."""
+class Registered(NamedTuple):
+    """A projection that a database keeps rows of.
+
+    `checkpoint` is the position an asynchronous one has come to, None for an inline one.
+    `failed_at` and `failure` say which event stopped it, and why.
+    """
+
+    version: int
+    table: str
+    checkpoint: int | None
+    failed_at: int | None
+    failure: str | None
+
+
+class Snapshot(Protocol):
+    """Reads of one consistent state of the database, whole or in pages."""
+
+    def head(self) -> int:
+        """The position of the last event, 0 in an empty log."""
+
+    def read_deltas(
+        self, after: int, upto: int, count: int
+    ) -> tuple[Sequence[DeltaEvent], Mapping[int, Stream]]:
+        """Up to `count` events of the log behind `after`, with the streams they are in."""
+
+    def read_all(self, after: int, upto: int, count: int) -> Sequence[RecordedEvent]:
+        """Up to `count` whole events of the log behind `after`, in position order."""
+
+    def read_positions(self, positions: Sequence[int]) -> Sequence[RecordedEvent]:
+        """The events at some positions, in position order."""
+
+    def read_log(self, after: int, upto: int, count: int) -> Sequence[LoggedEvent]:
+        """As `read_all`, but unchecked, with what proves the events."""
 
     def read(self, stream: Stream) -> Sequence[RecordedEvent]:
         """Every event of a stream, oldest first."""
 
-    def row(self, table: str, key: Row) -> Row | None:
-        """One row of a projection table, whole."""
+    def get_stream(self, stream_id: int) -> Stream:
+        """A stream by its id."""
+
+    def find_stream(self, key: StreamKey) -> Stream | None:
+        """The live stream with this key, None when there is none."""
+
+    def streams_of_app(self, app_name: str) -> Sequence[Stream]:
+        """Every stream of an app whose events are in the log, deleted sessions' included."""
+
+    def positions_of(self, streams: Iterable[Stream]) -> Sequence[int]:
+        """The positions of all events of some streams, in order."""
+
+    def get_facts(self, ids: Iterable[int]) -> Mapping[int, StreamFacts]:
+        """Rows of `streams` by their ids, as far as they are there."""
+
+    def link_at(self, stream_id: int, version: int) -> bytes | None:
+        """The chain link of an event; None when it is not there."""
+
+    def stream_facts(self, after: int, count: int) -> Sequence[StreamFacts]:
+        """Up to `count` rows of `streams` behind id `after`."""
+
+    def deleted_streams(self, count: int) -> Sequence[Stream]:
+        """Up to `count` deleted streams whose events are still there."""
+
+    def registered(self) -> Mapping[str, Registered]:
+        """The projections this database keeps rows of, by name."""
+
+    def owned_rows(self, projection: Projection, owners: Sequence[int]) -> Sequence[Row]:
+        """The rows of a projection that belong to any of the streams, in key order."""
+
+    def row(self, projection: Projection, key: Row) -> Row | None:
+        """One row of a projection, whole."""
+
+    def table_page(
+        self, projection: Projection, after: Row | None, count: int
+    ) -> Sequence[Row] | None:
+        """Up to `count` rows of a projection behind a key; None when its table is no good."""
+
+    def check_file(self) -> Sequence[str]:
+        """What the database's own checks of its files find; empty when all is well."""
+
+
+class MaintenanceTransaction(Snapshot, Protocol):
+    """What maintenance may do, inside one transaction that holds all other writers off."""
+
+    def append(self, stream: Stream, event: NewEvent) -> RecordedEvent:
+        """Writes one event behind the stream's head; its `stream` has the new head."""
+
+    def apply(self, projection: Projection, changes: Iterable[Change]) -> None:
+        """Executes row changes on a projection's table."""
+
+    def register(self, projection: Projection, checkpoint: int | None) -> None:
+        """Notes a projection; one without a checkpoint is inline."""
+
+    def move_checkpoint(
+        self,
+        projection: Projection,
+        before: int,
+        after: int,
+        failed_at: int | None = None,
+        failure: str | None = None,
+    ) -> bool:
+        """Moves a checkpoint from where it is believed to be; False when it is not there."""
+
+    def drop(self, name: str, views: Iterable[str] = ()) -> str:
+        """Forgets a projection, drops views and retires its table, whose name is returned."""
+
+    def make_shadow(self, projection: Projection) -> None:
+        """Makes an empty table beside a projection's, to be filled and put in its place."""
+
+    def fill_shadow(self, projection: Projection, rows: Sequence[Row]) -> None:
+        """Inserts whole rows into the shadow."""
+
+    def apply_to_shadow(self, projection: Projection, changes: Iterable[Change]) -> None:
+        """Executes row changes on the shadow."""
+
+    def cut_over(self, projection: Projection, checkpoint: int | None) -> None:
+        """Puts the shadow in the place of the table, which is retired, and notes the projection."""
+
+    def clear_away(self, table: str, count: int) -> bool:
+        """Removes some rows of what is left of a shadow or retired table; False when none is."""
+
+    def put_stream(self, facts: StreamFacts) -> None:
+        """Writes a row of `streams` anew, as the log has it."""
 
     def maintenance(self, reason: str) -> AbstractContextManager[None]:
         """Lets events be removed while it lasts; the transaction must log what it did."""
@@ -122,7 +239,7 @@ class EventStore(Protocol):
         """The database file."""
 
     @property
-    def projections(self) -> Sequence[InlineProjection]:
+    def projections(self) -> Sequence[Projection]:
         """The folds whose rows are written with every append."""
 
     def create(self, key: StreamKey, event: NewEvent) -> asyncio.Future[Loaded]:
@@ -196,8 +313,20 @@ class EventStore(Protocol):
     def barrier(self) -> asyncio.Future[None]:
         """Done when everything handed over before it is."""
 
+    def snapshot(self, function: Callable[[Snapshot], T]) -> T:
+        """Runs a function over one snapshot of the database, while others write. Blocks."""
+
     def transact(self, function: Callable[[MaintenanceTransaction], T]) -> T:
-        """Runs maintenance in one transaction of its own, while other writers wait."""
+        """Runs maintenance in one transaction of its own, while other writers wait. Blocks."""
+
+    def maintaining(self, operation: str) -> AbstractContextManager[None]:
+        """Keeps other maintenance off, in every process, while it lasts; not the writers.
+
+        `operation` is a verb for the error of the one that comes second.
+
+        Raises:
+            MaintenanceRunning: somebody else is at it.
+        """
 
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""
@@ -211,7 +340,7 @@ class EventStore(Protocol):
 
 def open_store(
     target: str | os.PathLike[str] | None,
-    projections: Sequence[InlineProjection],
+    projections: Sequence[Projection],
     *,
     durability: Durability = "normal",
     for_rebuild: bool = False,
@@ -225,9 +354,12 @@ def open_store(
     Raises:
         StoreUnusable: one of its kinds, see eventstore.errors.
         ProjectionMissing: the database was written with other projections.
+        InvalidProjection: one of `projections` cannot be kept in a database.
     """
     from eventstore.sqlite.store import SqliteEventStore
 
+    for projection in projections:
+        check_projection(projection)
     path = location.resolve(target)
     if not create and not Path(path).exists():
         raise PathUnusable(path, "does not exist", "Pass the path of a database: --db PATH.")

@@ -9,7 +9,7 @@ import click
 from eventstore import EventStoreError, open_store
 from eventstore.location import DEFAULT_PATH, ENVIRONMENT_VARIABLE
 from projections import BUILT_IN
-from projections.rebuild import Rebuilt, rebuild
+from projections.rebuild import rebuild
 
 __all__ = ["main"]
 
@@ -40,15 +40,7 @@ def main(db: str | None) -> None:
         sys.exit(error.exit_code)
     click.echo(f"{store.path}: {report[0].events:,} events")
     for rebuilt in report:
-        click.echo(f"  {rebuilt.projection}: {rebuilt.rows:,} rows, {_difference(rebuilt)}")
-
-
-def _difference(rebuilt: Rebuilt) -> str:
-    if rebuilt.changed is None:
-        return "made anew (the table was missing or had other columns)"
-    if rebuilt.changed == 0:
-        return "nothing changed"
-    return f"{rebuilt.changed:,} differed and were put right"
+        click.echo(f"  {rebuilt.projection}: {rebuilt.rows:,} rows")
 
 
 if __name__ == "__main__":

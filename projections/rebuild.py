@@ -1,78 +1,307 @@
-"""Rebuild: fold the log from position 0 and put the result in place of the tables."""
+"""Rebuild: make projection tables anew from the log while others write.
+
+A shadow of each table is filled from a fold of the log, in small transactions between which
+writers go on with the live tables. Then the shadow catches up with what was appended meanwhile,
+and one short transaction applies the rest and puts it in the live table's place. A crash at any
+point leaves the live tables as they were; the next run clears the shadow away and begins anew.
+
+The rows of one app, user or session are repaired in place instead: folded from the events of that
+scope alone, and written stream by stream where they differ, each in a transaction that first
+catches up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
+from typing import Final, NamedTuple, TypeVar
 
 from eventstore import (
+    Change,
+    Delete,
     EventStore,
-    InlineProjection,
     MaintenanceTransaction,
+    Projection,
+    Put,
+    RecordedEvent,
     Row,
-    Rows,
-    apply_in_memory,
+    Snapshot,
+    Stream,
+    StreamKey,
+    StreamKind,
+    StreamNotFound,
 )
+from projections.folding import EventPage, FoldedTable, read_page
 
-__all__ = ["Rebuilt", "rebuild"]
+__all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_scope"]
+
+_ROWS_PER_TRANSACTION: Final = 500
+_STREAMS_PER_TRANSACTION: Final = 20
+"""So that no writer waits long behind one step."""
+_EVENTS_PER_CUT_OVER: Final = 1_000
+"""How little may be left to apply while all writers wait."""
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int, int], None]
+"""Called now and then with the events folded so far, the position reached, and the head."""
 
 
 class Rebuilt(NamedTuple):
     """What a rebuild did to one projection.
 
-    `changed` counts the rows that were added, removed or got other values; None when the table
-    was missing or lacked columns, so that there was nothing to compare with.
+    `changed` counts the rows that were added, removed or got other values, where a rebuild writes
+    only those: None when the whole table was made anew.
     """
 
     projection: str
     events: int
     rows: int
-    changed: int | None
+    changed: int | None = None
 
 
-def rebuild(store: EventStore, projections: Sequence[InlineProjection]) -> list[Rebuilt]:
-    """Folds the whole log and replaces the tables, in one transaction.
+def rebuild(
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection] = (),
+    *,
+    progress: Progress = lambda *_: None,
+) -> list[Rebuilt]:
+    """Makes the tables of projections anew from the whole log, while others append.
 
-    Writers wait meanwhile; readers see the tables as they were until it is done. Interrupted at
-    any point, nothing has changed. Blocks. The tables are held in memory while they are made.
+    `inline` ones are kept up by every append from then on, `asynchronous` ones have a checkpoint
+    where their rows stand. Blocks. Ended at any point, by an error or a signal, it has changed none
+    of the live tables. Memory is bounded, whatever the size of the log and the tables.
 
     Raises:
-        CorruptEvent: the log itself is damaged; nothing was replaced.
-        StorageFailed, StoreBusy: nothing was replaced.
+        MaintenanceRunning: another rebuild, verification or vacuum is under way.
+        CorruptEvent, UnknownEvent: the log cannot be folded.
+        ProjectionFailed: a projection raised.
+        StorageFailed, StoreBusy: see eventstore.errors.
     """
-
-    def function(transaction: MaintenanceTransaction) -> list[Rebuilt]:
-        folded: dict[str, Rows] = {projection.name: {} for projection in projections}
-        events = 0
-        for event in transaction.read_all():
-            events += 1
-            for projection in projections:
-                apply_in_memory(projection.table, folded[projection.name], projection.apply(event))
-        return [
-            _replace(transaction, projection, folded[projection.name], events)
-            for projection in projections
-        ]
-
-    return store.transact(function)
-
-
-def _replace(
-    transaction: MaintenanceTransaction, projection: InlineProjection, folded: Rows, events: int
-) -> Rebuilt:
-    rows = sorted(_whole_rows(folded))
-    before = transaction.table_rows(projection)
-    changed = None if before is None else _difference(set(before), set(rows), projection)
-    transaction.replace_table(projection, rows)
-    return Rebuilt(projection.name, events, len(rows), changed)
-
-
-def _whole_rows(folded: Rows) -> Iterator[Row]:
-    for owned in folded.values():
-        for key, values in owned.items():
-            yield key + values
+    projections = (*inline, *asynchronous)
+    with store.maintaining("rebuild"), ExitStack() as stack:
+        for projection in projections:
+            clear_away(store, projection.table.name)
+            store.transact(partial(_make_shadow, projection))
+        folded = [stack.enter_context(closing(FoldedTable(p.table))) for p in projections]
+        head = store.snapshot(lambda s: s.head())
+        events, after = 0, 0
+        while after < head:
+            page = store.snapshot(partial(read_page, projections, after, head))
+            for projection, table in zip(projections, folded, strict=True):
+                table.apply(page.changes(projection))
+            events, after = events + page.count, page.last
+            progress(events, after, head)
+        for projection, table in zip(projections, folded, strict=True):
+            for rows in _batches(table.rows(), _ROWS_PER_TRANSACTION):
+                store.transact(partial(_fill_shadow, projection, rows))
+        counts = [table.row_count() for table in folded]
+        events += _catch_up_and_cut_over(store, inline, asynchronous, after)
+        for projection in projections:
+            clear_away(store, projection.table.name)
+    return [
+        Rebuilt(projection.name, events, count)
+        for projection, count in zip(projections, counts, strict=True)
+    ]
 
 
-def _difference(before: set[Row], after: set[Row], projection: InlineProjection) -> int:
-    """How many keys have other values, or none on one side."""
-    width = len(projection.table.key)
-    return len({row[:width] for row in before ^ after})
+def _catch_up_and_cut_over(
+    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection], after: int
+) -> int:
+    """Brings the shadows from `after` to the head and into place; returns how many events it was.
+
+    While writers go on, a page is read and folded without them noticing, and its changes are
+    written in steps. Only the last few events are folded while they wait.
+    """
+    projections = (*inline, *asynchronous)
+    events = 0
+
+    def cut_over(transaction: MaintenanceTransaction) -> bool:
+        nonlocal events
+        head = transaction.head()
+        page = read_page(projections, after, min(head, after + _EVENTS_PER_CUT_OVER), transaction)
+        if page.last < head:
+            return False
+        for projection in projections:
+            transaction.apply_to_shadow(projection, page.changes(projection))
+            transaction.cut_over(projection, None if projection in inline else head)
+        events += page.count
+        return True
+
+    while True:
+        head = store.snapshot(lambda s: s.head())
+        if head - after <= _EVENTS_PER_CUT_OVER and store.transact(cut_over):
+            return events
+        page = store.snapshot(partial(read_page, projections, after, head))
+        for projection in projections:
+            for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):
+                store.transact(partial(_apply_to_shadow, projection, changes))
+        events, after = events + page.count, page.last
+
+
+def clear_away(store: EventStore, table: str) -> None:
+    """Removes the shadow and the retired table of a table's name, some rows at a time."""
+    while store.transact(lambda t: t.clear_away(table, _ROWS_PER_TRANSACTION)):
+        pass
+
+
+class Scope(NamedTuple):
+    """An app, or one user of it, or one session of that user."""
+
+    app_name: str
+    user_id: str | None = None
+    session_id: str | None = None
+
+    def has(self, stream: Stream) -> bool:
+        """Whether a stream belongs to it."""
+        kind, app_name, user_id, session_id = stream.key
+        return (
+            app_name == self.app_name
+            and (self.user_id is None or (kind != StreamKind.APP and user_id == self.user_id))
+            and (
+                self.session_id is None
+                or (kind == StreamKind.SESSION and session_id == self.session_id)
+            )
+        )
+
+
+class _Repair:
+    """Projections whose rows stand at the same position, folded from the events of a scope."""
+
+    def __init__(self, projections: Sequence[Projection], *, asynchronous: bool) -> None:
+        self.projections = projections
+        self.tables = [FoldedTable(projection.table) for projection in projections]
+        self.events = 0
+        self.changed = [0] * len(projections)
+        self.at = 0
+        self._asynchronous = asynchronous
+
+    def target(self, snapshot: Snapshot) -> int:
+        """The position the stored rows stand at."""
+        if self._asynchronous:
+            row = snapshot.registered().get(self.projections[0].name)
+            return 0 if row is None else max(row.checkpoint or 0, 0)
+        return snapshot.head()
+
+    def fold(self, events: Sequence[RecordedEvent], upto: int) -> None:
+        """Folds events behind those of before; the fold then stands at `upto`."""
+        page = EventPage(events, upto)
+        for projection, table in zip(self.projections, self.tables, strict=True):
+            table.apply(page.changes(projection))
+        self.events += len(events)
+        self.at = upto
+
+    def write(
+        self, scope: Scope, owners: Sequence[int], transaction: MaintenanceTransaction
+    ) -> None:
+        """Catches up with the log, then puts the rows of some streams right."""
+        target = self.target(transaction)
+        while self.at < target:
+            events = transaction.read_all(self.at, target, _EVENTS_PER_CUT_OVER)
+            reached = events[-1].position if events else target
+            self.fold([event for event in events if scope.has(event.stream)], reached)
+        for place, (projection, table) in enumerate(
+            zip(self.projections, self.tables, strict=True)
+        ):
+            width = len(projection.table.key)
+            stored = {row[:width]: row for row in transaction.owned_rows(projection, owners)}
+            right = {row[:width]: row for owner in owners for row in table.owned_rows(owner)}
+            changes: list[Change] = [Delete(key) for key in stored.keys() - right.keys()]
+            changes += [
+                Put(key, row[width:]) for key, row in right.items() if stored.get(key) != row
+            ]
+            transaction.apply(projection, changes)
+            self.changed[place] += len(changes)
+
+
+def rebuild_scope(
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+    scope: Scope,
+    *,
+    progress: Progress = lambda *_: None,
+) -> list[Rebuilt]:
+    """Puts right the rows that belong to one app, user or session, while others append.
+
+    Only the events of that scope are read. Rows are written where they differ, those of some
+    streams in one transaction: ended at any point, some streams are right and the others as they
+    were. A session's rows are its own keys; those of its user belong to the user. Blocks.
+
+    Raises: as `rebuild`, and
+        StreamNotFound: nothing of that name is in the log.
+    """
+    with store.maintaining("rebuild"), ExitStack() as stack:
+        repairs = [_Repair(inline, asynchronous=False)] if inline else []
+        repairs += [_Repair((projection,), asynchronous=True) for projection in asynchronous]
+        for table in (table for repair in repairs for table in repair.tables):
+            stack.enter_context(closing(table))
+        streams, positions, head = store.snapshot(partial(_events_of, scope))
+        if not streams:
+            raise StreamNotFound(_name(scope))
+        for repair in repairs:
+            upto = min(head, store.snapshot(repair.target))
+            within = positions[: bisect_right(positions, upto)]
+            for batch in _batches(within, _EVENTS_PER_CUT_OVER):
+                events = store.snapshot(partial(_read_positions, batch))
+                repair.fold(events, batch[-1])
+                progress(repair.events, batch[-1], head)
+            repair.at = upto
+            for owners in _batches((stream.id for stream in streams), _STREAMS_PER_TRANSACTION):
+                store.transact(partial(repair.write, scope, owners))
+    return [
+        Rebuilt(projection.name, repair.events, table.row_count(), changed)
+        for repair in repairs
+        for projection, table, changed in zip(
+            repair.projections, repair.tables, repair.changed, strict=True
+        )
+    ]
+
+
+def _events_of(scope: Scope, snapshot: Snapshot) -> tuple[Sequence[Stream], Sequence[int], int]:
+    """The streams of a scope, the positions of their events, and the head."""
+    if scope.session_id is not None:
+        key = StreamKey(StreamKind.SESSION, scope.app_name, scope.user_id or "", scope.session_id)
+        stream = snapshot.find_stream(key)
+        streams: Sequence[Stream] = [] if stream is None else [stream]
+    else:
+        streams = [s for s in snapshot.streams_of_app(scope.app_name) if scope.has(s)]
+    return streams, snapshot.positions_of(streams), snapshot.head()
+
+
+def _read_positions(positions: Sequence[int], snapshot: Snapshot) -> Sequence[RecordedEvent]:
+    return snapshot.read_positions(positions)
+
+
+def _name(scope: Scope) -> str:
+    return ", ".join(
+        f"{what} {value!r}"
+        for what, value in zip(("app", "user", "session"), scope, strict=True)
+        if value is not None
+    )
+
+
+def _make_shadow(projection: Projection, transaction: MaintenanceTransaction) -> None:
+    transaction.make_shadow(projection)
+
+
+def _fill_shadow(
+    projection: Projection, rows: Sequence[Row], transaction: MaintenanceTransaction
+) -> None:
+    transaction.fill_shadow(projection, rows)
+
+
+def _apply_to_shadow(
+    projection: Projection, changes: Sequence[Change], transaction: MaintenanceTransaction
+) -> None:
+    transaction.apply_to_shadow(projection, changes)
+
+
+def _batches(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, count)):
+        yield batch

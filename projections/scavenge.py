@@ -1,86 +1,195 @@
 """Scavenge: remove the events of deleted sessions without changing any projection row.
 
 Law: scavenge, then rebuild, changes no row. A deleted session's events may be the last writers of
-`app:` and `user:` keys, which outlive it. Such a key is carried over first, in the same
-transaction: a `state_set` event on its scope's own stream, with the same raw value.
+rows that outlive it, the `app:` and `user:` keys first of all. What they did is carried over, in
+the same transaction: a key as a `state_set` event on its scope's own stream, with the same raw
+value; the rows of any other projection as a `carried_over` event on the stream that owns them.
+
+Asynchronous projections are brought to the head in that transaction, before and after: none may
+miss an event that is removed, and none meets an event that carries over what it has folded already.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
 from eventstore import (
+    Add,
     EventStore,
     EventType,
     MaintenanceTransaction,
     NewEvent,
+    Projection,
+    ProjectionMissing,
+    Put,
+    RecordedEvent,
+    Row,
     Stream,
+    Update,
+    carried_over,
+    changes_of,
 )
+from eventstore.changes import Value
 from eventstore.encoding import PYTHON_JSON, STRICT_JSON, decode_members
+from projections.asynchronous import catch_up, run
+from projections.sessions import SessionsProjection
+from projections.state import StateProjection
 
 __all__ = ["Scavenged", "scavenge"]
 
+_STATE: Final = StateProjection()
+_CARRIED_BY_OTHER_MEANS: Final = {_STATE.name, SessionsProjection.name}
 _SESSIONS_PER_TRANSACTION: Final = 20
 """So that no writer waits long behind one step."""
 
 
 class Scavenged(NamedTuple):
-    """What was removed, and how many keys were carried over."""
+    """What was removed, and how many keys of users and apps were carried over."""
 
     sessions: int
     events: int
     keys_carried_over: int
 
 
-def scavenge(store: EventStore) -> Scavenged:
+def scavenge(
+    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection] = ()
+) -> Scavenged:
     """Removes the events of every deleted session, some sessions at a time, and logs each step.
 
     Interrupted, it has done some of the sessions; the next run does the rest. Blocks.
 
     Raises:
+        MaintenanceRunning: a rebuild, a verification or another vacuum is under way.
+        ProjectionMissing: an asynchronous projection is stopped, or this process does not have its
+            code: it could never fold what would be removed.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
+    _require_all(store, asynchronous)
+    run(store, asynchronous)
     total = Scavenged(0, 0, 0)
-    while (step := store.transact(_step)).sessions:
-        total = Scavenged(*(a + b for a, b in zip(total, step, strict=True)))
+    with store.maintaining("vacuum"):
+        step = partial(_step, inline, asynchronous)
+        while (done := store.transact(step)).sessions:
+            total = Scavenged(*(a + b for a, b in zip(total, done, strict=True)))
     return total
 
 
-def _step(transaction: MaintenanceTransaction) -> Scavenged:
+def _require_all(store: EventStore, asynchronous: Sequence[Projection]) -> None:
+    known = {projection.name for projection in asynchronous}
+    for name, row in store.snapshot(lambda s: s.registered()).items():
+        if row.checkpoint is not None and name not in known:
+            raise ProjectionMissing(
+                name,
+                "it follows this log and this process does not have it",
+                f"Install the package that provides it, or: adk-eventstore projections drop {name}",
+            )
+
+
+def _step(
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+    transaction: MaintenanceTransaction,
+) -> Scavenged:
     streams = transaction.deleted_streams(_SESSIONS_PER_TRANSACTION)
     if not streams:
         return Scavenged(0, 0, 0)
+    for projection in asynchronous:
+        catch_up(projection, transaction)
+    others = [p for p in (*inline, *asynchronous) if p.name not in _CARRIED_BY_OTHER_MEANS]
     events = carried = 0
     with transaction.maintenance("vacuum"):
         for stream in streams:
-            for owner, keys in _written_last(transaction, stream).items():
+            log = transaction.read(stream)
+            for owner, keys in _written_last(transaction, stream, log).items():
                 carried += _carry_over(transaction, owner, keys)
+            for projection in others:
+                _carry_rows_over(transaction, projection, stream, log)
             events += transaction.scavenge(stream)
         done = Scavenged(len(streams), events, carried)
-        log = {"streams": [stream.id for stream in streams], **done._asdict()}
+        note = {"streams": [stream.id for stream in streams], **done._asdict()}
         transaction.append(
             transaction.ensure_system_stream(),
-            _event(EventType.VACUUMED, data=msgspec.json.encode(log)),
+            _event(EventType.VACUUMED, data=msgspec.json.encode(note)),
         )
+    for projection in asynchronous:
+        catch_up(projection, transaction)
     return done
 
 
-def _written_last(transaction: MaintenanceTransaction, stream: Stream) -> dict[int, dict[str, str]]:
+def _carry_rows_over(
+    transaction: MaintenanceTransaction,
+    projection: Projection,
+    stream: Stream,
+    log: Iterable[RecordedEvent],
+) -> None:
+    """Notes what a stream's events did to rows of other streams that are still as they left them.
+
+    Sums are carried over as they are. A value is, when the row still has it: putting it there once
+    more, behind whatever else was put there, changes nothing.
+    """
+    sums: dict[Row, dict[str, int]] = {}
+    last: dict[Row, dict[str, Value]] = {}
+    for event in log:
+        for change in changes_of(projection, event):
+            if isinstance(change, Add):
+                columns = sums.setdefault(change.key, {})
+                for name, n in change.columns.items():
+                    columns[name] = columns.get(name, 0) + n
+            elif isinstance(change, Put):
+                sums.pop(change.key, None)
+                last[change.key] = dict(zip(projection.table.columns, change.values, strict=True))
+            elif isinstance(change, Update):
+                last.setdefault(change.key, {}).update(change.columns)
+    by_owner: dict[int, list[Put | Update | Add]] = {}
+    for key, columns in sums.items():
+        by_owner.setdefault(int(key[0]), []).append(Add(key, columns))
+    for key, values in last.items():
+        for change in _still_there(transaction, projection, key, values):
+            by_owner.setdefault(int(key[0]), []).append(change)
+    for owner, changes in by_owner.items():
+        if owner != stream.id:
+            scope = transaction.get_stream(owner)
+            new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
+            transaction.append(scope, new)
+
+
+def _still_there(
+    transaction: MaintenanceTransaction,
+    projection: Projection,
+    key: Row,
+    values: Mapping[str, Value],
+) -> Iterable[Put | Update]:
+    row = transaction.row(projection, key)
+    if row is None:
+        return
+    names = projection.table.columns
+    stored = dict(zip(names, row[len(key) :], strict=True))
+    if values.keys() == names.keys() and values == stored:
+        yield Put(key, row[len(key) :])
+    elif same := {name: value for name, value in values.items() if stored[name] == value}:
+        yield Update(key, same)
+
+
+def _written_last(
+    transaction: MaintenanceTransaction, stream: Stream, log: Iterable[RecordedEvent]
+) -> dict[int, dict[str, str]]:
     """The keys outside its own scope that a stream was the last to write, by owner, with values."""
     last: dict[tuple[int, str], int] = {}
     owners = stream.owners
-    for event in transaction.read(stream):
+    for event in log:
         if event.delta is not None:
             for scope, members in decode_members(event.delta, event.encoding).items():
                 if scope != "session":
                     last.update(((owners[scope], key), event.position) for key in members)
     values: dict[int, dict[str, str]] = {}
     for (owner, key), position in last.items():
-        row = transaction.row("state", (owner, key))
+        row = transaction.row(_STATE, (owner, key))
         if row is not None and row[3] == position:
             values.setdefault(owner, {})[key] = str(row[2])
     return values

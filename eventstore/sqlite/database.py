@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from eventstore import _platform
-from eventstore.changes import InlineProjection
 from eventstore.errors import (
     CorruptRow,
     DatabaseReplaced,
@@ -24,9 +23,10 @@ from eventstore.errors import (
     StorageFailed,
     StoreBusy,
 )
+from eventstore.projection import Projection
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
-from eventstore.sqlite.tables import create_statements
+from eventstore.sqlite.tables import create_table, create_views
 
 __all__ = [
     "BUSY_TIMEOUT_S",
@@ -193,7 +193,7 @@ def connect(path: str, *, read_only: bool, new: bool = False) -> sqlite3.Connect
 
 
 def open_database(
-    path: str, gate: Gate, projections: Sequence[InlineProjection], *, for_rebuild: bool
+    path: str, gate: Gate, projections: Sequence[Projection], *, for_rebuild: bool
 ) -> sqlite3.Connection:
     """The writer's connection to a file that is new or ours, migrated and checked.
 
@@ -246,9 +246,7 @@ def recognise(path: str) -> bool:
     raise ForeignDatabase(path, "belongs to another program", "Choose another path.")
 
 
-def _migrate(
-    connection: sqlite3.Connection, path: str, projections: Sequence[InlineProjection]
-) -> None:
+def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Projection]) -> None:
     """Brings the schema to the newest version in one transaction; the caller holds the gate."""
     scripts = migrations()
     connection.execute("BEGIN IMMEDIATE")
@@ -264,10 +262,11 @@ def _migrate(
             _execute_script(connection, script)
         if version == 0:
             for projection in projections:
-                for statement in create_statements(projection):
-                    connection.execute(statement)
+                connection.execute(create_table(projection))
+                create_views(connection, projection)
                 connection.execute(
-                    QUERIES["activate_projection"], (projection.name, projection.version)
+                    QUERIES["register_projection"],
+                    (projection.name, projection.version, projection.table.name, None),
                 )
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         if version < len(scripts):
@@ -292,7 +291,7 @@ def _execute_script(connection: sqlite3.Connection, script: str) -> None:
 def check_schema(
     connection: sqlite3.Connection,
     path: str,
-    projections: Sequence[InlineProjection],
+    projections: Sequence[Projection],
     *,
     for_rebuild: bool = False,
 ) -> None:
@@ -355,12 +354,15 @@ def _check_indexes(connection: sqlite3.Connection, path: str, ours: Set[str]) ->
 def _check_projections(
     connection: sqlite3.Connection,
     path: str,
-    projections: Sequence[InlineProjection],
+    projections: Sequence[Projection],
     actual: Mapping[str, str],
     folds: Mapping[str, tuple[str, str]],
 ) -> None:
     rebuild = _REBUILD.format(path=path)
-    active = dict(connection.execute(QUERIES["active_projections"]))
+    registered = connection.execute(QUERIES["registered_projections"]).fetchall()
+    active = {
+        name: version for name, version, _, checkpoint, *_ in registered if checkpoint is None
+    }
     known = {projection.name: projection.version for projection in projections}
     for name in active.keys() - known.keys():
         raise ProjectionMissing(
@@ -378,18 +380,19 @@ def _check_projections(
 
 
 def _schema(connection: sqlite3.Connection) -> dict[str, str]:
-    """Object name to its type, table and SQL text with white space folded."""
-    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
-    return {
-        name: f"{kind} {table} {' '.join(sql.split())}"
-        for kind, name, table, sql in rows
-        if sql is not None
-    }
+    """Object name to its type, table and SQL text, as it is before and after a rename."""
+    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    return {name: f"{kind} {table} {_plain(name, sql)}" for kind, name, table, sql in rows if sql}
+
+
+def _plain(name: str, sql: str) -> str:
+    # A table that was renamed into its place has its name in quotes.
+    return " ".join(sql.replace(f'"{name}"', name, 1).split())
 
 
 @lru_cache(maxsize=8)
 def _expected_schema(
-    projections: tuple[InlineProjection, ...],
+    projections: tuple[Projection, ...],
 ) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
     """What the log's objects, and each projection's, must look like."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
@@ -399,8 +402,8 @@ def _expected_schema(
         folds: dict[str, tuple[str, str]] = {}
         for projection in projections:
             before = _schema(connection)
-            for statement in create_statements(projection):
-                connection.execute(statement)
+            connection.execute(create_table(projection))
+            create_views(connection, projection)
             after = _schema(connection)
             folds |= {name: (projection.name, after[name]) for name in after.keys() - before.keys()}
     return log, folds

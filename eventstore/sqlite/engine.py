@@ -14,14 +14,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, Final, TypeVar
 
 from eventstore import _platform
-from eventstore.changes import InlineProjection
 from eventstore.errors import EventStoreError, StorageFailed, StoreBusy, StoreClosed
+from eventstore.projection import Projection
 from eventstore.sqlite.database import (
     BUSY_TIMEOUT_S,
     check_identity,
+    check_schema,
     connect,
     open_database,
     recognise,
@@ -52,9 +54,7 @@ _log = logging.getLogger(__name__)
 class Engine:
     """The threads and connections on one database file. Made by `registry.acquire`."""
 
-    def __init__(
-        self, path: str, projections: Sequence[InlineProjection], *, for_rebuild: bool
-    ) -> None:
+    def __init__(self, path: str, projections: Sequence[Projection], *, for_rebuild: bool) -> None:
         self.path = path
         self.projections = tuple(projections)
         self.users = 0
@@ -70,6 +70,7 @@ class Engine:
             raise
         self._identity = _platform.file_identity(path)
         self._write = Writer(path, connection, self.projections, self._tables, self._close_readers)
+        self._write.for_rebuild = for_rebuild
         self._read = [_Reader(self) for _ in range(_READERS)]
         # Held while a thread uses SQLite, so that a fork can wait until none does.
         self._using = threading.Lock()
@@ -87,6 +88,17 @@ class Engine:
     def broken(self) -> bool:
         """Whether the writer ended by a defect."""
         return self._broken is not None
+
+    def require_projections(self) -> None:
+        """From now on the projections' tables must be as they should be, as for any store.
+
+        Raises:
+            ProjectionMissing: they are not.
+        """
+        if self._write.for_rebuild:
+            with closing(connect(self.path, read_only=True)) as connection:
+                check_schema(connection, self.path, self.projections)
+            self._write.for_rebuild = False
 
     # What callers do, from any thread.
 

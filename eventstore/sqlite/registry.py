@@ -9,8 +9,8 @@ import threading
 from collections.abc import Sequence
 
 from eventstore import _platform
-from eventstore.changes import InlineProjection
 from eventstore.errors import ProjectionMissing, StoreBusy
+from eventstore.projection import Projection
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
 
@@ -28,9 +28,7 @@ temporary_folders: set[str] = set()
 _log = logging.getLogger(__name__)
 
 
-def acquire(
-    path: str, projections: Sequence[InlineProjection], *, for_rebuild: bool = False
-) -> Engine:
+def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool = False) -> Engine:
     """The engine on a file, made when it is the first use; give it back with `release`.
 
     Raises:
@@ -45,11 +43,13 @@ def acquire(
             engine = _engines[identity] = Engine(real, projections, for_rebuild=for_rebuild)
             _open.add(engine)
         _check_same(engine, projections)
+        if not for_rebuild:
+            engine.require_projections()
         engine.users += 1
         return engine
 
 
-def _check_same(engine: Engine, projections: Sequence[InlineProjection]) -> None:
+def _check_same(engine: Engine, projections: Sequence[Projection]) -> None:
     wanted = {projection.name: projection.version for projection in projections}
     active = {projection.name: projection.version for projection in engine.projections}
     for name, version in wanted.items() ^ active.items():

@@ -84,6 +84,7 @@ class Request(Generic[T]):
             error = RuntimeError("a function raised StopIteration")
         # Raised to several callers, one object would gather all their tracebacks.
         self._error = copy.copy(error) if isinstance(error, EventStoreError) else error
+        self._error.__cause__ = error.__cause__
 
     @property
     def failed(self) -> bool:

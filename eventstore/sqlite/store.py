@@ -7,16 +7,19 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from eventstore.changes import InlineProjection, Row
+from eventstore import _platform
+from eventstore.changes import Row
 from eventstore.cursor import Cursor
-from eventstore.errors import StoreClosed, WrongExpectedVersion
+from eventstore.errors import MaintenanceRunning, StoreClosed, WrongExpectedVersion
 from eventstore.events import EventType, NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.location import MEMORY
+from eventstore.projection import Projection
 from eventstore.sqlite import registry
 from eventstore.sqlite.engine import Engine
 from eventstore.sqlite.queries import migrations
@@ -39,7 +42,7 @@ class SqliteEventStore:
     def __init__(
         self,
         path: str,
-        projections: Sequence[InlineProjection],
+        projections: Sequence[Projection],
         *,
         durability: Durability = "normal",
         for_rebuild: bool = False,
@@ -64,7 +67,7 @@ class SqliteEventStore:
         return self._path
 
     @property
-    def projections(self) -> Sequence[InlineProjection]:
+    def projections(self) -> Sequence[Projection]:
         """The folds whose rows are written with every append."""
         return self._projections
 
@@ -216,6 +219,22 @@ class SqliteEventStore:
     def transact(self, function: Callable[[WriteTransaction], T]) -> T:
         """Runs maintenance in one transaction of its own, while other writers wait."""
         return self._running().call(Write(function, full=self._full, alone=True))
+
+    def snapshot(self, function: Callable[[ReadTransaction], T]) -> T:
+        """Runs a function over one snapshot of the database, while others write."""
+        return self._running().call(Read(function))
+
+    @contextmanager
+    def maintaining(self, operation: str) -> Iterator[None]:
+        """Keeps other maintenance off, in every process, while it lasts."""
+        lock = _platform.FileLock(f"{os.path.realpath(self._path)}-maintenance")
+        try:
+            if not lock.acquire(blocking=False):
+                raise MaintenanceRunning(self._path, operation, lock.holder())
+            lock.sign()
+            yield
+        finally:
+            lock.close()
 
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""

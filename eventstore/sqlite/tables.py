@@ -6,43 +6,35 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from eventstore.changes import (
-    Change,
-    DeleteOwner,
-    InlineProjection,
-    Put,
-    Row,
-    Table,
-    Update,
-)
+from eventstore.changes import Add, Change, Delete, DeleteOwner, Put, Row, Update
+from eventstore.projection import Projection
 
-__all__ = ["ProjectionTable", "create_statements", "drop_statements"]
+__all__ = ["ProjectionTable", "create_table", "create_views", "drop_views"]
 
 _TYPES = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 
 
-def create_statements(projection: InlineProjection) -> list[str]:
-    """The DDL of a projection: its table and the views over it."""
+def create_table(projection: Projection, name: str | None = None) -> str:
+    """The DDL of a projection's table, under another name if one is given."""
     table = projection.table
     columns = [
-        f"  {name} {_TYPES[kind]} NOT NULL"
-        for name, kind in [*table.key.items(), *table.columns.items()]
+        f"  {column} {_TYPES[kind]} NOT NULL"
+        for column, kind in [*table.key.items(), *table.columns.items()]
     ]
     lines = ",\n".join([*columns, f"  PRIMARY KEY ({', '.join(table.key)})"])
-    views = projection.views.get("sqlite", {})
-    return [
-        f"CREATE TABLE {table.name} (\n{lines}\n) STRICT, WITHOUT ROWID",
-        *(f"CREATE VIEW {name} AS\n{select}" for name, select in views.items()),
-    ]
+    return f"CREATE TABLE {name or table.name} (\n{lines}\n) STRICT, WITHOUT ROWID"
 
 
-def drop_statements(projection: InlineProjection) -> list[str]:
-    """Removes what `create_statements` makes, whatever of it is there."""
-    views = projection.views.get("sqlite", {})
-    return [
-        *(f"DROP VIEW IF EXISTS {name}" for name in views),
-        f"DROP TABLE IF EXISTS {projection.table.name}",
-    ]
+def create_views(connection: sqlite3.Connection, projection: Projection) -> None:
+    """Makes the views over a projection's table."""
+    for name, select in projection.views.get("sqlite", {}).items():
+        connection.execute(f"CREATE VIEW {name} AS\n{select}")
+
+
+def drop_views(connection: sqlite3.Connection, projection: Projection) -> None:
+    """Removes what `create_views` makes, whatever of it is there."""
+    for name in projection.views.get("sqlite", {}):
+        connection.execute(f"DROP VIEW IF EXISTS {name}")
 
 
 @lru_cache(maxsize=256)
@@ -51,14 +43,27 @@ def _update_statement(table: str, columns: tuple[str, ...], key: tuple[str, ...]
     return f"UPDATE {table} SET {assignments} WHERE {' AND '.join(f'{k} = ?' for k in key)}"  # noqa: S608 - names come from a Table
 
 
-class ProjectionTable:
-    """One projection and the statements on its table."""
+@lru_cache(maxsize=256)
+def _add_statement(
+    table: str, names: tuple[str, ...], key: tuple[str, ...], add: tuple[str, ...]
+) -> str:
+    assignments = ", ".join(f"{name} = {name} + excluded.{name}" for name in add)
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) "  # noqa: S608 - names come from a Table
+        f"VALUES ({', '.join('?' for _ in names)}) "
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {assignments}"
+    )
 
-    def __init__(self, projection: InlineProjection) -> None:
-        table = projection.table
-        names = [*table.key, *table.columns]
+
+class ProjectionTable:
+    """One projection and the statements on its table, or on one of its shape with another name."""
+
+    def __init__(self, projection: Projection, name: str | None = None) -> None:
+        table = projection.table._replace(name=name or projection.table.name)
+        names = (*table.key, *table.columns)
         self.projection = projection
         self._table = table
+        self._names = names
         self._key = tuple(table.key)
         assignments = ", ".join(f"{name} = excluded.{name}" for name in table.columns)
         self._put = (
@@ -66,16 +71,13 @@ class ProjectionTable:
             f"VALUES ({', '.join('?' for _ in names)}) "
             f"ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {assignments}"
         )
+        self._where_key = " AND ".join(f"{name} = ?" for name in self._key)
+        self._delete = f"DELETE FROM {table.name} WHERE {self._where_key}"  # noqa: S608
         self._delete_owner = f"DELETE FROM {table.name} WHERE {table.owner} = ?"  # noqa: S608
         self._select = f"SELECT {', '.join(names)} FROM {table.name}"  # noqa: S608 - as above
 
-    @property
-    def table(self) -> Table:
-        """The table itself."""
-        return self._table
-
     def apply(self, connection: sqlite3.Connection, changes: Iterable[Change]) -> None:
-        """Executes row changes; `apply_in_memory` is their definition."""
+        """Executes row changes."""
         for change in changes:
             match change:
                 case Put(row_key, values):
@@ -83,6 +85,13 @@ class ProjectionTable:
                 case Update(row_key, columns):
                     sql = _update_statement(self._table.name, tuple(columns), self._key)
                     connection.execute(sql, (*columns.values(), *row_key))
+                case Add(row_key, columns):
+                    zeros = zip(self._table.columns, self._table.zeros, strict=True)
+                    row = [*row_key, *(columns.get(name, zero) for name, zero in zeros)]
+                    sql = _add_statement(self._table.name, self._names, self._key, tuple(columns))
+                    connection.execute(sql, row)
+                case Delete(row_key):
+                    connection.execute(self._delete, row_key)
                 case DeleteOwner(owner):
                     connection.execute(self._delete_owner, (owner,))
 
@@ -95,16 +104,21 @@ class ProjectionTable:
 
     def row(self, connection: sqlite3.Connection, key: Row) -> Row | None:
         """The whole row with this key."""
-        where = " AND ".join(f"{name} = ?" for name in self._key)
-        row: Row | None = connection.execute(f"{self._select} WHERE {where}", key).fetchone()
+        row: Row | None = connection.execute(
+            f"{self._select} WHERE {self._where_key}", key
+        ).fetchone()
         return row
 
-    def all_rows(self, connection: sqlite3.Connection) -> list[Row]:
-        """Every row of the table."""
-        return connection.execute(self._select).fetchall()
+    def page(self, connection: sqlite3.Connection, after: Row | None, count: int) -> list[Row]:
+        """Up to `count` whole rows behind a key, in key order."""
+        key = ", ".join(self._key)
+        where = "" if after is None else f"WHERE ({key}) > ({', '.join('?' for _ in self._key)}) "
+        return connection.execute(
+            f"{self._select} {where}ORDER BY {key} LIMIT ?", (*(after or ()), count)
+        ).fetchall()
 
     def fill(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-        """Inserts whole rows into an empty table."""
+        """Inserts whole rows."""
         connection.executemany(self._put, rows)
 
     def count(self, connection: sqlite3.Connection) -> int:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
 from eventstore.chain import digest, first_link, next_link
-from eventstore.changes import InlineProjection, Row
+from eventstore.changes import Change, Row
 from eventstore.cursor import Cursor
 from eventstore.encoding import decode, encode
 from eventstore.errors import (
     CorruptEvent,
     EventIdConflict,
+    EventStoreError,
+    ProjectionFailed,
     StreamExists,
     StreamNotFound,
 )
 from eventstore.events import (
     CONVERSATION_TYPES,
+    DeltaEvent,
     EventType,
     NewEvent,
     RecordedEvent,
@@ -30,15 +36,18 @@ from eventstore.events import (
     StreamKey,
     StreamKind,
 )
+from eventstore.projection import Projection, changes_of
+from eventstore.sqlite import shadow
 from eventstore.sqlite.queries import QUERIES
-from eventstore.sqlite.tables import ProjectionTable, create_statements, drop_statements
+from eventstore.sqlite.tables import ProjectionTable
+from eventstore.store import LoggedEvent, Registered, StreamFacts
+from eventstore.upcasting import CURRENT, upcast
 
 __all__ = ["EventIdTaken", "ReadTransaction", "WriteTransaction"]
 
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
-_PAGE_ROWS: Final = 2_000
-_NO_CODEC: Final = {0: ""}
+_CHANGED: Final = "its content does not match its digest"
 SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
 
 
@@ -47,14 +56,34 @@ def _stream(row: Sequence[Any]) -> Stream:
     return Stream(row[0], key, *row[5:])
 
 
+def _facts(row: Sequence[Any]) -> StreamFacts:
+    return StreamFacts(_stream(row[:10]), bool(row[10]), row[11])
+
+
 def _recorded(stream: Stream, row: Sequence[Any], codecs: Mapping[int, str]) -> RecordedEvent:
     """Makes an event of a row of one of the read_* statements, its digests checked."""
     delta, data = row[10], row[11]
     if (delta is not None and digest(delta) != row[12]) or (
         data is not None and digest(data) != row[13]
     ):
-        raise CorruptEvent(str(stream.key), row[1], row[0], "its content does not match its digest")
-    return RecordedEvent._make((row[0], stream, *row[1:12], codecs[row[14]]))
+        raise CorruptEvent(str(stream.key), row[1], row[0], _CHANGED)
+    event = RecordedEvent._make((row[0], stream, *row[1:12], codecs.get(row[14], "")))
+    return event if CURRENT.get(event.type) == event.schema_version else upcast(event)
+
+
+def _blamed(projection: Projection, position: int, error: Exception) -> Exception:
+    """The error for what a projection raised, or for a change that its table cannot hold."""
+    disk = isinstance(error, sqlite3.Error) and not isinstance(
+        error,
+        sqlite3.IntegrityError
+        | sqlite3.DataError
+        | sqlite3.ProgrammingError
+        | sqlite3.InterfaceError,
+    )
+    if disk or isinstance(error, EventStoreError):
+        return error
+    # Not its text, which may hold content of the event.
+    return ProjectionFailed(projection.name, position, type(error).__name__)
 
 
 class EventIdTaken(Exception):
@@ -150,32 +179,149 @@ class ReadTransaction:
         ).fetchall()
         return self._recorded(stream, rows)[::-1]
 
-    def read_all(self, after: int = 0) -> Iterator[RecordedEvent]:
-        """The whole log in position order, from behind `after`, without payloads.
+    def head(self) -> int:
+        """The position of the last event, 0 in an empty log."""
+        (position,) = self.connection.execute(_Q["head"]).fetchone()
+        return int(position)
+
+    def read_deltas(
+        self, after: int, upto: int, count: int
+    ) -> tuple[list[DeltaEvent], dict[int, Stream]]:
+        """Up to `count` events of the log behind `after`, and their streams.
 
         Raises:
             CorruptEvent: a delta does not match its digest.
+            UnknownEvent: see there.
         """
-        streams: dict[int, Stream] = {}
-        while rows := self.connection.execute(_Q["read_all"], (after, _PAGE_ROWS)).fetchall():
-            for row in rows:
-                if (stream := streams.get(row[0])) is None:
-                    stream = streams[row[0]] = self.get_stream(row[0])
-                yield _recorded(stream, row[1:], _NO_CODEC)
-            after = rows[-1][1]
+        events: list[DeltaEvent] = self.connection.execute(
+            _Q["read_deltas"], (after, upto, count, CURRENT[EventType.ADK_EVENT])
+        ).fetchall()
+        streams = self.get_streams({event[1] for event in events})
+        if changed := [e for e in events if e[3] is not None and sha256(e[3]).digest() != e[4]]:
+            position, stream_id, *_ = changed[0]
+            raise CorruptEvent(str(streams[stream_id].key), 0, position, _CHANGED)
+        unusual = [n for n, event in enumerate(events) if event[5] is not None]
+        wholes = self.read_positions([events[n][0] for n in unusual])
+        for n, whole in zip(unusual, wholes, strict=True):
+            events[n] = (*events[n][:5], whole)
+        return events, streams
 
-    def row(self, table: str, key: Row) -> Row | None:
-        """One row of a projection table, whole; None when there is none."""
-        return self.tables[table].row(self.connection, key)
+    def read_all(self, after: int, upto: int, count: int) -> list[RecordedEvent]:
+        """Up to `count` whole events of the log behind `after`, in position order.
 
-    def table_rows(self, projection: InlineProjection) -> Sequence[Row] | None:
-        """Every row of a projection's table; None when it lacks its columns."""
+        Raises:
+            CorruptEvent: content does not match its digest.
+            UnknownEvent: see there.
+        """
+        return self._whole(_Q["read_all"], (after, upto, count))
+
+    def read_positions(self, positions: Sequence[int]) -> list[RecordedEvent]:
+        """The events at some positions, in position order. Raises as `read_all`."""
+        return self._whole(_Q["read_positions"], (json.dumps(list(positions)),))
+
+    def read_log(self, after: int, upto: int, count: int) -> list[LoggedEvent]:
+        """As `read_all`, but neither checked nor upcast, with what proves the events."""
+        rows, codecs = self._rows_of_log(_Q["read_all"], (after, upto, count))
+        streams = self._find_streams({row[0] for row in rows})
+        for stream_id in {row[0] for row in rows} - streams.keys():
+            streams[stream_id] = Stream(stream_id, SYSTEM, 0, 0, 0, 0, b"")  # its row is missing
+        return [
+            LoggedEvent(
+                RecordedEvent._make((row[1], streams[row[0]], *row[2:13], codecs.get(row[15], ""))),
+                row[13],
+                row[14],
+                row[16],
+            )
+            for row in rows
+        ]
+
+    def _whole(self, statement: str, parameters: tuple[object, ...]) -> list[RecordedEvent]:
+        rows, codecs = self._rows_of_log(statement, parameters)
+        streams = self.get_streams({row[0] for row in rows})
+        return [_recorded(streams[row[0]], row[1:], codecs) for row in rows]
+
+    def _rows_of_log(
+        self, statement: str, parameters: tuple[object, ...]
+    ) -> tuple[list[Any], dict[int, str]]:
+        rows = self.connection.execute(statement, parameters).fetchall()
+        return rows, dict(self.connection.execute(_Q["codecs"]).fetchall())
+
+    def get_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
+        """Streams by their ids.
+
+        Raises:
+            CorruptEvent: events refer to a stream that has no row.
+        """
+        streams = self._find_streams(ids)
+        for stream_id in set(ids) - streams.keys():
+            raise CorruptEvent(f"stream {stream_id}", 0, 0, "the row of its stream is missing")
+        return streams
+
+    def _find_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
+        parameters = (json.dumps(list(ids)),)
+        rows = self.connection.execute(_Q["get_streams"], parameters).fetchall()
+        return {row[0]: _stream(row) for row in rows}
+
+    def streams_of_app(self, app_name: str) -> list[Stream]:
+        """Every stream of an app whose events are in the log, deleted sessions' included."""
+        rows = self.connection.execute(_Q["streams_of_app"], (app_name,)).fetchall()
+        return [_stream(row) for row in rows]
+
+    def positions_of(self, streams: Iterable[Stream]) -> array[int]:
+        """The positions of all events of some streams, in order. Reads an index only."""
+        positions = array("q")
+        for stream in streams:
+            rows = self.connection.execute(_Q["positions_of_stream"], (stream.id,)).fetchall()
+            positions.extend(position for (position,) in rows)
+        return array("q", sorted(positions))
+
+    def get_facts(self, ids: Iterable[int]) -> dict[int, StreamFacts]:
+        """Rows of `streams` by their ids, as far as they are there."""
+        parameters = (json.dumps(list(ids)),)
+        rows = self.connection.execute(_Q["get_facts"], parameters).fetchall()
+        return {row[0]: _facts(row) for row in rows}
+
+    def link_at(self, stream_id: int, version: int) -> bytes | None:
+        """The chain link of an event; None when it is not there."""
+        row = self.connection.execute(_Q["link_at"], (stream_id, version)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def stream_facts(self, after: int, count: int) -> list[StreamFacts]:
+        """Up to `count` rows of `streams` behind id `after`, whole."""
+        rows = self.connection.execute(_Q["streams_from"], (after, count)).fetchall()
+        return [_facts(row) for row in rows]
+
+    def registered(self) -> dict[str, Registered]:
+        """The projections this database keeps rows of, by name."""
+        rows = self.connection.execute(_Q["registered_projections"]).fetchall()
+        return {row[0]: Registered(*row[1:]) for row in rows}
+
+    def owned_rows(self, projection: Projection, owners: Sequence[int]) -> list[Row]:
+        """The rows of a projection that belong to any of the streams, in key order."""
+        return ProjectionTable(projection).rows(self.connection, owners)
+
+    def row(self, projection: Projection, key: Row) -> Row | None:
+        """One row of a projection, whole; None when there is none."""
+        return ProjectionTable(projection).row(self.connection, key)
+
+    def table_page(self, projection: Projection, after: Row | None, count: int) -> list[Row] | None:
+        """Up to `count` rows of a projection's table behind a key, in key order.
+
+        None when the table is missing or lacks its columns.
+        """
         try:
-            return self.tables[projection.name].all_rows(self.connection)
+            return ProjectionTable(projection).page(self.connection, after, count)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table, or column
                 return None
             raise
+
+    def check_file(self) -> list[str]:
+        """What SQLite's own checks of the whole file find; empty when all is well."""
+        found = [str(row[0]) for row in self.connection.execute(_Q["integrity_check"]).fetchall()]
+        broken = self.connection.execute("PRAGMA foreign_key_check").fetchall()
+        found += [f"row {row[1]} of {row[0]} refers to no row of {row[2]}" for row in broken]
+        return [line for line in found if line != "ok"]
 
     def event_identity(self, stream: Stream, version: int) -> tuple[str, float]:
         """The event id and timestamp at a version of a stream."""
@@ -292,6 +438,7 @@ class WriteTransaction(ReadTransaction):
             timestamp=event.timestamp,
             author=event.author,
             invocation_id=event.invocation_id,
+            codec=event.codec,
             delta_digest=delta_digest,
             data_digest=data_digest,
         )
@@ -333,10 +480,19 @@ class WriteTransaction(ReadTransaction):
             event.encoding,
             event.delta,
             event.data,
+            event.codec,
         )
-        for table in self.tables.values():
-            table.apply(self.connection, table.projection.apply(recorded))
+        # What an event carries over is in the rows already.
+        if event.type != EventType.CARRIED_OVER:
+            for table in self.tables.values():
+                self._project(table, recorded)
         return recorded
+
+    def _project(self, table: ProjectionTable, event: RecordedEvent) -> None:
+        try:
+            table.apply(self.connection, changes_of(table.projection, event))
+        except Exception as error:
+            raise _blamed(table.projection, event.position, error) from error
 
     def _insert_event(self, row: tuple[object, ...]) -> int:
         try:
@@ -384,12 +540,92 @@ class WriteTransaction(ReadTransaction):
         """The stream that maintenance logs itself on."""
         return self.get_stream(self._ensure_stream(SYSTEM))
 
-    def replace_table(self, projection: InlineProjection, rows: Iterable[Row]) -> None:
-        """Makes the table and views of a projection anew with these rows; marks it active."""
-        for statement in (*drop_statements(projection), *create_statements(projection)):
-            self.connection.execute(statement)
-        self.connection.execute(_Q["activate_projection"], (projection.name, projection.version))
-        self.tables[projection.name].fill(self.connection, rows)
+    def apply(self, projection: Projection, changes: Iterable[Change]) -> None:
+        """Executes row changes on a projection's table.
+
+        Raises:
+            ProjectionFailed: its table cannot hold one.
+        """
+        try:
+            ProjectionTable(projection).apply(self.connection, changes)
+        except Exception as error:
+            raise _blamed(projection, 0, error) from error
+
+    def register(self, projection: Projection, checkpoint: int | None) -> None:
+        """Notes a projection; one without a checkpoint is inline."""
+        self.connection.execute(
+            _Q["register_projection"],
+            (projection.name, projection.version, projection.table.name, checkpoint),
+        )
+
+    def move_checkpoint(
+        self,
+        projection: Projection,
+        before: int,
+        after: int,
+        failed_at: int | None = None,
+        failure: str | None = None,
+    ) -> bool:
+        """Moves a checkpoint from where it is believed to be; False when it is not there."""
+        cursor = self.connection.execute(
+            _Q["move_checkpoint"],
+            (after, failed_at, failure, projection.name, projection.version, before),
+        )
+        return cursor.rowcount == 1
+
+    def drop(self, name: str, views: Iterable[str] = ()) -> str:
+        """Forgets a projection, drops views and retires its table, whose name is returned."""
+        (table,) = self.connection.execute(_Q["unregister_projection"], (name,)).fetchone()
+        for view in views:
+            self.connection.execute(f"DROP VIEW IF EXISTS {view}")
+        shadow.retire(self.connection, table)
+        return str(table)
+
+    def make_shadow(self, projection: Projection) -> None:
+        """Makes an empty table beside a projection's, to be filled and put in its place."""
+        shadow.make(self.connection, projection)
+
+    def fill_shadow(self, projection: Projection, rows: Sequence[Row]) -> None:
+        """Inserts whole rows into the shadow. Raises as `apply`."""
+        try:
+            shadow.table(projection).fill(self.connection, rows)
+        except Exception as error:
+            raise _blamed(projection, 0, error) from error
+
+    def apply_to_shadow(self, projection: Projection, changes: Iterable[Change]) -> None:
+        """Executes row changes on the shadow. Raises as `apply`."""
+        try:
+            shadow.table(projection).apply(self.connection, changes)
+        except Exception as error:
+            raise _blamed(projection, 0, error) from error
+
+    def cut_over(self, projection: Projection, checkpoint: int | None) -> None:
+        """Puts the shadow in the place of the table, which is retired, and notes the projection."""
+        shadow.swap(self.connection, projection)
+        self.register(projection, checkpoint)
+
+    def clear_away(self, table: str, count: int) -> bool:
+        """Removes some rows of what is left of a shadow or retired table; False when none is.
+
+        A large table that is dropped at once would keep writers waiting.
+        """
+        return shadow.clear_away(self.connection, table, count)
+
+    def put_stream(self, facts: StreamFacts) -> None:
+        """Writes a row of `streams` anew, as the log has it."""
+        stream = facts.stream
+        self.connection.execute(
+            _Q["put_stream"],
+            (
+                stream.user_stream_id,
+                stream.app_stream_id,
+                stream.version,
+                stream.conversation_version,
+                facts.live,
+                stream.chain,
+                stream.id,
+            ),
+        )
 
     def _with_identity(self, stream: Stream, event: NewEvent) -> NewEvent:
         """Puts what the `streams` row says into the first event, so that it can be made again."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from eventstore import _platform
-from eventstore.changes import InlineProjection
 from eventstore.errors import DatabaseReplaced, OutcomeUnknown
+from eventstore.projection import Projection
 from eventstore.sqlite.database import (
     BUSY_TIMEOUT_S,
     check_identity,
@@ -48,7 +48,7 @@ class Writer:
         self,
         path: str,
         connection: sqlite3.Connection,
-        projections: Sequence[InlineProjection],
+        projections: Sequence[Projection],
         tables: Mapping[str, ProjectionTable],
         close_readers: Callable[[], None],
     ) -> None:
@@ -60,6 +60,8 @@ class Writer:
         self._codecs = {"": 0}
         self.frames = 0
         """About how many frames the WAL holds that are not in the database file yet."""
+        self.for_rebuild = False
+        """Whether the projections' tables may be missing or other than they should be."""
         self._connection: sqlite3.Connection | None = None
         self._wal: tuple[int, int] | None = None
         self._use(connection)
@@ -144,7 +146,7 @@ class Writer:
             connection = connect(self._path, read_only=False)
             try:
                 self._use(connection)
-                check_schema(connection, self._path, self._projections)
+                self._check_schema(connection)
             except BaseException:
                 self.suspend()
                 raise
@@ -162,7 +164,7 @@ class Writer:
         # Any change of schema moves the cookie: a migration or a projection of a newer process
         # stops this one before it writes rows in the old way.
         if (schema := self._read_schema(connection)) != self._schema:
-            check_schema(connection, self._path, self._projections)
+            self._check_schema(connection)
             self._schema = schema
         return WriteTransaction(connection, self._tables, self._codecs)
 
@@ -247,6 +249,9 @@ class Writer:
 
     def _translated(self, error: BaseException) -> BaseException:
         return translate(self._path, error)
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        check_schema(connection, self._path, self._projections, for_rebuild=self.for_rebuild)
 
     @staticmethod
     def _read_schema(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -86,7 +86,7 @@ async def test_stats_count_what_is_there(service: DatabaseSessionService) -> Non
     await service.append_event(session, said("hi", k=4))
     stats = service.get_stats()
     assert (stats["sessions"], stats["events"], stats["state_keys"]) == (1, 2, 3)
-    assert stats["schema_version"] == 1
+    assert stats["schema_version"] == 2
     assert stats["db_size_mb"] >= 0
     assert stats["path"].endswith("sessions.sqlite3")
 

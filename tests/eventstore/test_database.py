@@ -82,7 +82,7 @@ def test_removing_the_file_and_starting_again_gives_a_fresh_database(database: P
 def test_settings_are_what_the_guarantees_need(database: Path) -> None:
     make(database)
     with closing(sqlite3.connect(database)) as connection:
-        for pragma, value in (("journal_mode", "wal"), ("auto_vacuum", 2), ("user_version", 1)):
+        for pragma, value in (("journal_mode", "wal"), ("auto_vacuum", 2), ("user_version", 2)):
             assert connection.execute(f"PRAGMA {pragma}").fetchone() == (value,)
 
 
@@ -214,7 +214,11 @@ def test_a_newer_schema(database: Path) -> None:
         ("DROP VIEW adk_state", ProjectionMissing, "rebuild-projections"),
         ("DELETE FROM projections", ProjectionMissing, "rebuild-projections"),
         ("UPDATE projections SET version = 0", ProjectionMissing, "rebuild-projections"),
-        ("INSERT INTO projections VALUES ('theirs', 1)", ProjectionMissing, "theirs"),
+        (
+            "INSERT INTO projections (name, version) VALUES ('theirs', 1)",
+            ProjectionMissing,
+            "theirs",
+        ),
     ],
 )
 def test_a_changed_schema_is_named(

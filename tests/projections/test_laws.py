@@ -67,7 +67,7 @@ async def perform(store: EventStore, kind: str, name: tuple[str, str, str], delt
 
 def rows(store: EventStore) -> dict[str, set[Any]]:
     return {
-        projection.name: set(store.transact(lambda t, p=projection: t.table_rows(p) or ()))
+        projection.name: set(store.snapshot(lambda s, p=projection: s.table_page(p, None, 10_000)))
         for projection in BUILT_IN
     }
 
@@ -86,7 +86,7 @@ def test_fold_of_the_log_equals_the_tables(operations: list[tuple[str, Any, Any]
         for kind, name, delta in operations:
             if kind == "scavenge":
                 before = values(store)
-                scavenge(store)
+                scavenge(store, BUILT_IN)
                 assert values(store) == before
             elif kind == "restart":
                 store.close()
@@ -97,6 +97,6 @@ def test_fold_of_the_log_equals_the_tables(operations: list[tuple[str, Any, Any]
                 except (StreamExists, StreamNotFound, WrongExpectedVersion):
                     continue
         before_rebuild = rows(store)
-        assert [rebuilt.changed for rebuilt in rebuild(store, BUILT_IN)] == [0, 0]
+        rebuild(store, BUILT_IN)
         assert rows(store) == before_rebuild
         store.close()

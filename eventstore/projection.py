@@ -1,0 +1,143 @@
+"""Projections: folds from the log to one table each.
+
+A projection is a pure function from a recorded event to row changes, as data. No clock, no
+randomness, no I/O: the same log always gives the same rows, whichever way it is folded.
+
+`event.position` may be a placeholder that the backend fills in while it writes (PostgreSQL draws
+the position inside the statement): copy it into a column, never compute with it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from eventstore.changes import Add, Change, DeleteOwner, Put, Table, Update
+from eventstore.encoding import decode, encode
+from eventstore.errors import InvalidProjection
+from eventstore.events import DeltaEvent, EventType, NewEvent, RecordedEvent, Stream
+
+__all__ = ["BulkProjection", "Projection", "carried_over", "changes_of", "check_projection"]
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
+_TAKEN: Final = re.compile(
+    r"(adk|sqlite|pg|shadow|retired)_.*|streams|events|codecs|maintenance|projections"
+)
+_TYPES: Final = {"integer", "real", "text"}
+
+
+class Projection(ABC):
+    """A named, versioned fold from the log to one table.
+
+    Inline, its rows are written in the transaction of each append; asynchronous, from a checkpoint
+    behind it. Raise `version` when `apply` or `table` changes: rows that another version wrote are
+    made anew before they are served. The rows of a session go by themselves when it is deleted.
+    """
+
+    name: ClassVar[str]
+    """A stable name, unique in a database."""
+    version: ClassVar[int]
+    """The version of the fold and its table, from 1."""
+    table: ClassVar[Table]
+    """The one table the fold writes."""
+    views: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """SELECT statements for people who look with a shell: dialect ("sqlite") to view name to SQL.
+    A view's name begins with `adk_`."""
+
+    @abstractmethod
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        """What `event` changes in the table: nothing for most events of most types."""
+
+
+class BulkProjection(Projection):
+    """A projection that needs no more of an event than its delta, and can fold many at once.
+
+    So a rebuild reads less and calls less. `apply` stays the definition.
+    """
+
+    @abstractmethod
+    def apply_page(
+        self, events: Sequence[DeltaEvent], streams: Mapping[int, Stream]
+    ) -> Iterable[Change]:
+        """The net changes of events in position order, to the same effect as `apply` on each.
+
+        `streams` holds the stream of each event.
+        """
+
+
+def changes_of(projection: Projection, event: RecordedEvent) -> Iterable[Change]:
+    """What an event changes in a projection's table when the log is folded.
+
+    Every fold comes through here. An append does not apply an event that carries changes over:
+    the rows have them already.
+    """
+    if event.type == EventType.CARRIED_OVER:
+        return _carried_changes(projection, event)
+    if event.type == EventType.SESSION_DELETED:
+        return (*projection.apply(event), DeleteOwner(event.stream.id))
+    return projection.apply(event)
+
+
+_KINDS: Final = {"put": Put, "update": Update, "add": Add}
+
+
+def carried_over(
+    projection: Projection, changes: Sequence[Put | Update | Add], timestamp: float, event_id: str
+) -> NewEvent:
+    """An event that stands for the changes of events which are removed from the log."""
+    changed = [[type(change).__name__.lower(), *change] for change in changes]
+    body = {"projection": projection.name, "version": projection.version, "changes": changed}
+    (data,), encoding = encode([body], f"what projection {projection.name!r} carries over")
+    return NewEvent(
+        event_id=event_id,
+        type=EventType.CARRIED_OVER,
+        timestamp=timestamp,
+        data=data,
+        encoding=encoding,
+    )
+
+
+def _carried_changes(projection: Projection, event: RecordedEvent) -> Iterable[Change]:
+    assert event.data is not None
+    body = decode(event.data, event.encoding)
+    # Another version of the fold would have made other changes; what it would have made of the
+    # removed events nobody can know any more.
+    if (body["projection"], body["version"]) == (projection.name, projection.version):
+        for kind, key, values in body["changes"]:
+            yield _KINDS[kind](tuple(key), tuple(values) if kind == "put" else values)
+
+
+def check_projection(projection: Any) -> Projection:
+    """Returns `projection` when a database can hold it.
+
+    Raises:
+        InvalidProjection: a name, version, table or view is not as Projection and Table say.
+    """
+    if not isinstance(projection, Projection):
+        raise InvalidProjection(repr(type(projection)), "is no eventstore.Projection")
+    try:
+        name, version, table = projection.name, projection.version, Table(*projection.table)
+        columns = {**table.key, **table.columns}
+    except (AttributeError, TypeError) as error:
+        raise InvalidProjection(type(projection).__name__, f"lacks a part: {error}") from None
+    if not isinstance(version, int) or version < 1:
+        raise InvalidProjection(str(name), "must have a version that is a whole number from 1")
+    if len(columns) != len(table.key) + len(table.columns) or not table.columns or not table.key:
+        raise InvalidProjection(name, "must have key columns and other columns, of distinct names")
+    if table.key[table.owner] != "integer" or not set(columns.values()) <= _TYPES:
+        raise InvalidProjection(
+            name, "must have an integer first, the owning stream, and types integer, real and text"
+        )
+    for text in (name, table.name, *columns):
+        if not isinstance(text, str) or not _NAME.fullmatch(text):
+            raise InvalidProjection(
+                str(name), f"has a name that is not of the form {_NAME.pattern}: {text!r}"
+            )
+    if _TAKEN.fullmatch(table.name):
+        raise InvalidProjection(name, f"has a table name that is taken: {table.name}")
+    for view in (view for views in projection.views.values() for view in views):
+        if not view.startswith("adk_") or not _NAME.fullmatch(view):
+            raise InvalidProjection(name, f"has a view whose name is not adk_...: {view!r}")
+    return projection

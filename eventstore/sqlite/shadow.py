@@ -1,0 +1,162 @@
+"""Shadow tables: how a projection's table is made anew beside the one that is in use.
+
+The shadow is filled in small transactions while everybody goes on with the live table. Then, in
+one transaction, the live table is renamed to `retired_...` and the shadow to the live name; the
+retired table is emptied and dropped in small steps. Statements other connections have prepared
+follow by themselves: a change of schema makes SQLite prepare them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+from typing import Final
+
+from eventstore.projection import Projection
+from eventstore.sqlite.tables import ProjectionTable, create_table, create_views, drop_views
+
+__all__ = ["clear_away", "make", "retire", "swap", "table"]
+
+_log = logging.getLogger(__name__)
+
+_NAME: Final = r'(?:"(?:[^"]|"")*"|\[[^\]]*\]|`(?:[^`]|``)*`|\w+)'
+_CREATE_INDEX: Final = re.compile(
+    rf"CREATE\s+INDEX\s+{_NAME}\s+ON\s+(?P<table>{_NAME})(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+)
+
+
+def _shadow(table_name: str) -> str:
+    return f"shadow_{table_name}"
+
+
+def _retired(table_name: str) -> str:
+    return f"retired_{table_name}"
+
+
+def table(projection: Projection) -> ProjectionTable:
+    """The statements on a projection's shadow."""
+    return ProjectionTable(projection, _shadow(projection.table.name))
+
+
+def make(connection: sqlite3.Connection, projection: Projection) -> None:
+    """Makes the empty shadow, with a copy of each index that a user put on the live table.
+
+    The copies are made now, on the empty table: made at the end they would take long, and writers
+    would wait.
+    """
+    name = _shadow(projection.table.name)
+    connection.execute(create_table(projection, name))
+    for index, sql in _user_indexes(connection, projection.table.name):
+        try:
+            connection.execute(_create_index(f"shadow_{index}", name, _parts(sql)["rest"]))
+        except sqlite3.OperationalError:
+            # The new version of the table lacks a column of it.
+            _log.warning("index %s does not fit the new table %s", index, projection.table.name)
+
+
+def swap(connection: sqlite3.Connection, projection: Projection) -> None:
+    """Puts the shadow in the live table's place; part of a transaction of the caller's."""
+    live = projection.table.name
+    drop_views(connection, projection)
+    indexes = _user_indexes(connection, live)
+    if _exists(connection, live):
+        _rename_table(connection, live, _retired(live))
+    _rename_table(connection, _shadow(live), live)
+    if indexes:
+        _rename_indexes(connection, indexes)
+    create_views(connection, projection)
+
+
+def retire(connection: sqlite3.Connection, name: str) -> None:
+    """Takes a table out of use; part of a transaction of the caller's."""
+    if _exists(connection, name):
+        _rename_table(connection, name, _retired(name))
+
+
+def _rename_table(connection: sqlite3.Connection, old: str, new: str) -> None:
+    # Without it the views of users would be rewritten, to follow the table that goes.
+    connection.execute("PRAGMA legacy_alter_table = ON")
+    try:
+        connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+    finally:
+        connection.execute("PRAGMA legacy_alter_table = OFF")
+
+
+def _rename_indexes(connection: sqlite3.Connection, indexes: list[tuple[str, str]]) -> None:
+    """Gives the names of a user's indexes to their copies on the new table.
+
+    SQLite has no statement for it, and making an index of a large table takes long. Changing the
+    name and text of an index in the schema is what its own RENAME of a table does
+    (https://sqlite.org/pragma.html#pragma_writable_schema).
+    """
+    connection.execute("PRAGMA writable_schema = ON")
+    try:
+        for name, sql in indexes:
+            (now,) = connection.execute(
+                "SELECT sql FROM sqlite_schema WHERE type = 'index' AND name = ?", (name,)
+            ).fetchone()
+            retired = f"retired_{name}"
+            parts = _parts(now)
+            _rename(
+                connection, name, retired, _create_index(retired, parts["table"], parts["rest"])
+            )
+            _rename(connection, f"shadow_{name}", name, sql)
+    finally:
+        connection.execute("PRAGMA writable_schema = RESET")
+
+
+def _rename(connection: sqlite3.Connection, old: str, new: str, sql: str) -> None:
+    connection.execute(
+        "UPDATE sqlite_schema SET name = ?, sql = ? WHERE type = 'index' AND name = ?",
+        (new, sql, old),
+    )
+
+
+def _parts(sql: str) -> re.Match[str]:
+    match = _CREATE_INDEX.fullmatch(sql)
+    assert match is not None, "SQLite stores statements that begin so"
+    return match
+
+
+def _create_index(name: str, table_name: str, rest: str) -> str:
+    return f"CREATE INDEX {_quoted(name)} ON {table_name}{rest}"
+
+
+def clear_away(connection: sqlite3.Connection, table_name: str, count: int) -> bool:
+    """Removes some rows of what is left of a shadow or retired table, and at last the table."""
+    for name in (_shadow(table_name), _retired(table_name)):
+        if _exists(connection, name):
+            keys = connection.execute(
+                "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (name,)
+            ).fetchall()
+            columns = ", ".join(_quoted(key) for (key,) in keys) or "rowid"
+            removed = connection.execute(
+                f"DELETE FROM {name} WHERE ({columns}) IN "  # noqa: S608 - names come from a Table
+                f"(SELECT {columns} FROM {name} LIMIT ?)",
+                (count,),
+            ).rowcount
+            if removed < count:
+                connection.execute(f"DROP TABLE {name}")
+            return True
+    return False
+
+
+def _user_indexes(connection: sqlite3.Connection, name: str) -> list[tuple[str, str]]:
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_schema "
+        "WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL",
+        (name,),
+    )
+    return [(index, sql) for index, sql in rows.fetchall()]
+
+
+def _exists(connection: sqlite3.Connection, name: str) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (name,)
+    ).fetchone()
+    return row is not None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

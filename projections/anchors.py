@@ -1,0 +1,102 @@
+"""Anchors: a note of how far a log had come, kept elsewhere, that proves it was not rewritten.
+
+A hash chain in the same file proves nothing against somebody who may write the file: he can make
+it anew. An anchor holds the last link of every stream at one position. A log that still has all of
+them still has that whole history, unchanged. Its root, one SHA-256 over all it says, can be written
+down where a file cannot be kept.
+
+Format: lines of UTF-8 JSON. First `{"anchor": 1, "head": position, "streams": count, "root": hex}`,
+then one `[stream id, version, link as hex]` per stream, by id. The root covers these lines' bytes,
+newlines included, behind the head position in decimal and a newline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from eventstore import InvalidInput
+
+__all__ = ["Anchor", "InvalidAnchor", "read_anchor", "write_anchor"]
+
+_FORMAT: Final = 1
+
+
+class InvalidAnchor(InvalidInput):
+    """A file that is no anchor, or was changed since it was written."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} {reason}. Use the anchor as it was written.")
+        self.path = path
+        self.reason = reason
+
+
+class Anchor(NamedTuple):
+    """The position a log had come to, and version and chain link of each stream there."""
+
+    head: int
+    streams: Mapping[int, tuple[int, bytes]]
+
+    @property
+    def root(self) -> str:
+        """SHA-256 of everything the anchor says, as hex."""
+        return _root(self.head, b"".join(self._lines()))
+
+    def _lines(self) -> list[bytes]:
+        return [
+            msgspec.json.encode((stream_id, version, link.hex())) + b"\n"
+            for stream_id, (version, link) in sorted(self.streams.items())
+        ]
+
+
+def _root(head: int, lines: bytes) -> str:
+    return hashlib.sha256(b"%d\n%b" % (head, lines)).hexdigest()
+
+
+def write_anchor(path: Path, anchor: Anchor) -> None:
+    """Writes an anchor file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    first = {
+        "anchor": _FORMAT,
+        "head": anchor.head,
+        "streams": len(anchor.streams),
+        "root": anchor.root,
+    }
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(msgspec.json.encode(first) + b"\n")
+        file.writelines(anchor._lines())  # noqa: SLF001 - one unit
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_anchor(path: Path) -> Anchor:
+    """Reads an anchor file.
+
+    Raises:
+        InvalidAnchor: it is none, or was changed.
+        OSError: it cannot be read.
+    """
+    first, _, lines = path.read_bytes().partition(b"\n")
+    try:
+        facts: dict[str, Any] = msgspec.json.decode(first, type=dict[str, Any])
+        if facts.get("anchor") != _FORMAT:
+            raise InvalidAnchor(str(path), "is no anchor of a format this version knows")
+        if facts["root"] != _root(facts["head"], lines):
+            raise InvalidAnchor(str(path), "was changed since it was written")
+        rows = msgspec.json.Decoder(tuple[int, int, str]).decode_lines(lines)
+        streams = {stream_id: (version, bytes.fromhex(link)) for stream_id, version, link in rows}
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidAnchor):
+            raise
+        raise InvalidAnchor(str(path), "is no anchor") from error
+    return Anchor(facts["head"], streams)

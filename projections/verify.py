@@ -1,0 +1,611 @@
+"""Verify: recompute everything from the log and compare it with what is stored.
+
+The log is read in pages, each in a snapshot of its own, so that a large one does not keep the WAL
+from being folded into the file; only the tail and the comparison share one snapshot. Writers go on.
+What is found is named: the table, the key, both values and the event that last touched the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple
+
+from eventstore import (
+    DeleteOwner,
+    EventStore,
+    EventType,
+    LoggedEvent,
+    MaintenanceTransaction,
+    Projection,
+    RecordedEvent,
+    Registered,
+    Row,
+    Snapshot,
+    Stream,
+    StreamFacts,
+    StreamKey,
+    StreamKind,
+    changes_of,
+)
+from eventstore.chain import digest, first_link, next_link
+from eventstore.events import CONVERSATION_TYPES
+from eventstore.upcasting import upcast
+from projections.anchors import Anchor
+from projections.folding import FoldedTable, PartialTable, failed
+from projections.rebuild import Progress, rebuild
+
+__all__ = ["Difference", "Touched", "Verified", "verify"]
+
+_PAGE_EVENTS: Final = 2_000
+_PAGE_ROWS: Final = 2_000
+_TAIL_EVENTS: Final = 2_000
+"""How much of the log may be left for the last snapshot."""
+_NAMED_PER_TABLE: Final = 10
+"""Differences that are described; all are counted."""
+
+
+class Touched(NamedTuple):
+    """The event that last wrote a row."""
+
+    position: int
+    version: int
+    type: str
+    author: str
+    invocation_id: str
+
+
+class Difference(NamedTuple):
+    """Something that is not as the log says.
+
+    `table` is a table's name, or "events" for the log itself, "file", or "anchor". `stored` is what
+    the table has and `expected` what the log gives, column by column, None for no row.
+    """
+
+    table: str
+    key: str
+    problem: str
+    stored: Mapping[str, object] | None = None
+    expected: Mapping[str, object] | None = None
+    event: Touched | None = None
+
+
+@dataclass
+class Verified:
+    """What a verification looked at and found.
+
+    `drifted` counts the differences by table; `differences` describes the first ones of each.
+    `unchecked` names projections whose rows could not be compared, and why.
+    """
+
+    path: str
+    head: int = 0
+    events: int = 0
+    streams: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    drifted: dict[str, int] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
+    scavenged_since_anchor: int = 0
+    fixed: list[str] = field(default_factory=list)
+    anchor: Anchor | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing differs that was not put right."""
+        return all(table in self.fixed for table in self.drifted)
+
+    @property
+    def log_is_whole(self) -> bool:
+        """Whether the log itself, which nothing can rebuild, is as it was written."""
+        return not self.drifted.keys() & {"events", "anchor", "file"}
+
+    def add(self, difference: Difference) -> bool:
+        """Counts a difference and keeps it when it is one of the first of its table."""
+        table = difference.table
+        self.drifted[table] = self.drifted.get(table, 0) + 1
+        if self.drifted[table] > _NAMED_PER_TABLE:
+            return False
+        self.differences.append(difference)
+        return True
+
+
+def verify(
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection] = (),
+    *,
+    since: int = 0,
+    against: Anchor | None = None,
+    fix: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Verified:
+    """Recomputes digests, chains, versions, streams and the rows of projections. Blocks.
+
+    With `since` only the events behind that position are read, and the rows that they touched.
+    `against` proves that the log still has the history the anchor knows. `fix` makes tables that
+    differ anew, unless the log itself is damaged. Writers go on meanwhile.
+
+    Raises:
+        MaintenanceRunning: a rebuild, another verification or a vacuum is under way.
+        ProjectionFailed, UnknownEvent: the log cannot be folded.
+        ValueError: `against` needs the whole log, not what is behind `since`.
+    """
+    if against is not None and since:
+        raise ValueError("an anchor is compared with the whole log: leave out `since`")
+    with store.maintaining("verify"), ExitStack() as stack:
+        verification = _Verification(store, inline, asynchronous, since, against)
+        for folding in verification.foldings:
+            stack.enter_context(closing(folding.table))
+        verification.run(progress)
+    report = verification.report
+    if fix and report.drifted and report.log_is_whole:
+        _fix(store, verification, inline, asynchronous)
+    return report
+
+
+def _fix(
+    store: EventStore,
+    verification: _Verification,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+) -> None:
+    report = verification.report
+    if report.drifted.get("streams", 0) and verification.right_streams:
+        store.transact(partial(_put_streams, verification.right_streams))
+        report.fixed.append("streams")
+    drifted = [p for p in (*inline, *asynchronous) if p.table.name in report.drifted]
+    rebuild(
+        store,
+        [p for p in drifted if p in inline],
+        [p for p in drifted if p in asynchronous],
+    )
+    report.fixed += [p.table.name for p in drifted]
+
+
+def _put_streams(streams: Sequence[StreamFacts], transaction: MaintenanceTransaction) -> None:
+    for facts in streams:
+        transaction.put_stream(facts)
+
+
+class _Folding:
+    """One projection, its fold, and the position the fold has come to."""
+
+    def __init__(self, projection: Projection, since: int, upto: int | None) -> None:
+        self.projection = projection
+        self.table = PartialTable(projection.table) if since else FoldedTable(projection.table)
+        self.at = since
+        self.upto = upto
+        """Where the rows stand; None for the head."""
+
+    def fold(self, event: RecordedEvent) -> None:
+        """Folds the next event, unless the rows do not have it yet."""
+        if event.position <= self.at or (self.upto is not None and event.position > self.upto):
+            return
+        try:
+            self.table.apply(changes_of(self.projection, event))
+        except Exception as error:
+            raise failed(self.projection, event, error) from error
+        self.at = event.position
+
+
+class _Head(NamedTuple):
+    """Where a stream has come to, by its events."""
+
+    version: int
+    conversation_version: int
+    chain: bytes
+    deleted: bool
+
+
+class _Verification:
+    """One run: what it has recomputed so far."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        inline: Sequence[Projection],
+        asynchronous: Sequence[Projection],
+        since: int,
+        against: Anchor | None,
+    ) -> None:
+        self.report = Verified(store.path)
+        self.right_streams: list[StreamFacts] = []
+        self._store = store
+        self._since = since
+        self._against = against
+        self._heads: dict[int, _Head] = {}
+        self._scavenged: set[int] = set()
+        self._proved: set[int] = set()
+        self._unexplained: list[tuple[int, Projection, Row]] = []
+        """Differences in rows: their place in the report, the projection and the key."""
+        registered = store.snapshot(lambda s: s.registered())
+        self.foldings = [
+            _Folding(p, since, None) for p in inline if self._comparable(p, registered, None)
+        ]
+        for projection in asynchronous:
+            if self._comparable(projection, registered, 0):
+                checkpoint = registered[projection.name].checkpoint
+                self.foldings.append(_Folding(projection, since, checkpoint))
+        known = {projection.name for projection in (*inline, *asynchronous)}
+        for name in registered.keys() - known:
+            self.report.unchecked[name] = "this process does not have its code"
+
+    def _comparable(
+        self, projection: Projection, registered: Mapping[str, Registered], checkpoint: int | None
+    ) -> bool:
+        row = registered.get(projection.name)
+        inline = checkpoint is None
+        if row is not None and row.version == projection.version:
+            if (row.checkpoint is None) == inline and (inline or (row.checkpoint or 0) >= 0):
+                return True
+        elif inline:
+            version = None if row is None else row.version
+            self.report.add(
+                Difference(
+                    projection.table.name,
+                    "",
+                    f"was written by version {version} of the projection, not {projection.version}",
+                )
+            )
+            return False
+        self.report.unchecked[projection.name] = "it has not been built"
+        return False
+
+    def run(self, progress: Progress) -> None:
+        """Reads the log in pages, then compares in one snapshot."""
+        after = self._since
+        while True:
+            head = self._store.snapshot(lambda s: s.head())
+            if head - after <= _TAIL_EVENTS:
+                break
+            while head - after > _TAIL_EVENTS:
+                after = self._store.snapshot(partial(self._page, after, head))
+                progress(self.report.events, after, head)
+        self._store.snapshot(partial(self._finish, after))
+        progress(self.report.events, self.report.head, self.report.head)
+        self._name_events(progress)
+
+    # The log.
+
+    def _page(self, after: int, upto: int, snapshot: Snapshot) -> int:
+        """Checks and folds the next events; returns the position reached."""
+        logged = snapshot.read_log(after, upto, _PAGE_EVENTS)
+        new = {each.event.stream.id for each in logged} - self._heads.keys()
+        facts = snapshot.get_facts(new)
+        for each in logged:
+            self._check(each, facts, snapshot)
+        return logged[-1].event.position if logged else upto
+
+    def _check(
+        self, logged: LoggedEvent, facts: Mapping[int, StreamFacts], snapshot: Snapshot
+    ) -> None:
+        event = logged.event
+        self.report.events += 1
+        stream_id = event.stream.id
+        head = self._heads.get(stream_id)
+        if head is None:
+            head = self._begin(event, facts.get(stream_id), snapshot)
+        problems = []
+        if event.version != head.version + 1:
+            problems.append(f"comes behind version {head.version}: one is missing")
+        for name, stored, expected in (
+            ("delta", event.delta, logged.delta_digest),
+            ("data", event.data, logged.data_digest),
+        ):
+            # Redacted content is NULL and leaves its digest.
+            if stored is not None and digest(stored) != expected:
+                problems.append(f"has a {name} that does not match its digest")
+        link = next_link(
+            head.chain,
+            version=event.version,
+            event_id=event.event_id,
+            event_type=event.type,
+            schema_version=event.schema_version,
+            encoding=event.encoding,
+            recorded_at=event.recorded_at,
+            timestamp=event.timestamp,
+            author=event.author,
+            invocation_id=event.invocation_id,
+            codec=event.codec,
+            delta_digest=logged.delta_digest,
+            data_digest=logged.data_digest,
+        )
+        if link != logged.chain:
+            problems.append("does not fit the hash chain: a field of it, or of one before, differs")
+        for problem in problems:
+            self._add("events", event.stream, problem, event)
+        conversation = (
+            event.version if event.type in CONVERSATION_TYPES else head.conversation_version
+        )
+        deleted = head.deleted or event.type == EventType.SESSION_DELETED
+        # From here on by what is stored, so that one damaged event is one difference.
+        self._heads[stream_id] = _Head(event.version, conversation, logged.chain, deleted)
+        self._compare_with_anchor(event, logged.chain)
+        if event.type == EventType.VACUUMED and event.data is not None:
+            self._scavenged.update(event.payload()["streams"])
+        if not problems:
+            self._fold(event)
+
+    def _begin(self, event: RecordedEvent, facts: StreamFacts | None, snapshot: Snapshot) -> _Head:
+        """The head of a stream before the first event of it that is read."""
+        if self._since and event.version > 1:
+            link = snapshot.link_at(event.stream.id, event.version - 1)
+            return _Head(event.version - 1 if link else 0, 0, link or b"", deleted=False)
+        key, nonce = _identity(event) or (event.stream.key, facts.nonce if facts else b"")
+        if facts is None:
+            self.report.add(Difference("streams", f"stream {event.stream.id}", "has no row"))
+        elif (facts.stream.key, facts.nonce) != (key, nonce):
+            self._add("streams", event.stream, "names another stream than its first event", event)
+        return _Head(0, 0, first_link(key, nonce), deleted=False)
+
+    def _fold(self, event: RecordedEvent) -> None:
+        event = upcast(event)
+        for folding in self.foldings:
+            folding.fold(event)
+
+    def _compare_with_anchor(self, event: RecordedEvent, chain: bytes) -> None:
+        if self._against is None:
+            return
+        version, link = self._against.streams.get(event.stream.id, (0, b""))
+        if version == event.version:
+            self._proved.add(event.stream.id)
+            if link != chain:
+                self._add("anchor", event.stream, "has another history than the anchor's", event)
+
+    # The comparison.
+
+    def _finish(self, after: int, snapshot: Snapshot) -> None:
+        self.report.head = head = snapshot.head()
+        while after < head:
+            after = self._page(after, head, snapshot)
+        registered = snapshot.registered()
+        for folding in self.foldings:
+            if folding.upto is not None:
+                self._follow(folding, registered[folding.projection.name], snapshot)
+            self._compare_table(folding, snapshot)
+        self._compare_streams(snapshot)
+        if not self._since:
+            for line in snapshot.check_file():
+                self.report.add(Difference("file", self.report.path, line))
+
+    def _follow(self, folding: _Folding, row: Registered, snapshot: Snapshot) -> None:
+        """Folds what an asynchronous projection did while the log was read."""
+        assert row.checkpoint is not None
+        folding.upto = row.checkpoint
+        while events := snapshot.read_all(folding.at, row.checkpoint, _PAGE_EVENTS):
+            for event in events:
+                folding.fold(event)
+
+    def _compare_table(self, folding: _Folding, snapshot: Snapshot) -> None:
+        projection, table = folding.projection, folding.table
+        name = projection.table.name
+        if snapshot.table_page(projection, None, 1) is None:
+            self.report.add(Difference(name, "", "is missing, or lacks a column"))
+            return
+        if isinstance(table, PartialTable):
+            pairs = _touched_pairs(table, projection, snapshot)
+        else:
+            pairs = _pairs(_stored_rows(projection, snapshot), table.rows(), len(table.table.key))
+        count = 0
+        for stored, expected in pairs:
+            count += 1
+            if stored != expected:
+                self._add_row(projection, stored, expected, snapshot)
+        self.report.rows[name] = count
+
+    def _add_row(
+        self, projection: Projection, stored: Row | None, expected: Row | None, snapshot: Snapshot
+    ) -> None:
+        row = stored or expected
+        assert row is not None
+        table = projection.table
+        if stored is None:
+            problem = "is missing"
+        elif expected is None:
+            problem = "is in no event of the log"
+        else:
+            problem = "differs"
+        names = (*table.key, *table.columns)
+        if self.report.add(
+            Difference(
+                table.name,
+                _row_name(table.key, row, snapshot),
+                problem,
+                None if stored is None else dict(zip(names, stored, strict=True)),
+                None if expected is None else dict(zip(names, expected, strict=True)),
+            )
+        ):
+            key = row[: len(table.key)]
+            self._unexplained.append((len(self.report.differences) - 1, projection, key))
+
+    def _compare_streams(self, snapshot: Snapshot) -> None:
+        owners: dict[StreamKey, int] = {}
+        missing = set(self._heads)
+        after = 0
+        while page := snapshot.stream_facts(after, _PAGE_ROWS):
+            for facts in page:
+                stream = facts.stream
+                # They are made before the sessions that refer to them, and never removed.
+                if stream.key.kind is not StreamKind.SESSION:
+                    owners[stream.key] = stream.id
+                for problem in self._stream_problems(facts, owners):
+                    self._add("streams", stream, problem)
+                self._compare_end_with_anchor(facts)
+                missing.discard(stream.id)
+            self.report.streams += len(page)
+            after = page[-1].stream.id
+        if self._against is not None:
+            for stream_id in self._against.streams.keys() - self._heads.keys():
+                if stream_id > after or stream_id in missing:
+                    self.report.add(Difference("anchor", f"stream {stream_id}", "is gone"))
+        self._make_anchor()
+
+    def _stream_problems(
+        self, facts: StreamFacts, owners: Mapping[StreamKey, int]
+    ) -> Iterator[str]:
+        stream, key = facts.stream, facts.stream.key
+        if not facts.nonce and not facts.live:
+            return  # scavenged: its last version and link are all that is left
+        user = owners.get(StreamKey(StreamKind.USER, key.app_name, key.user_id), 0)
+        app = owners.get(StreamKey(StreamKind.APP, key.app_name), 0)
+        right = stream._replace(
+            user_stream_id=user if key.kind is StreamKind.SESSION else 0,
+            app_stream_id=app if key.kind in (StreamKind.SESSION, StreamKind.USER) else 0,
+        )
+        live = facts.live
+        if right != stream:
+            yield "refers to the streams of another user or app"
+        if (head := self._heads.get(stream.id)) is not None:
+            if (stream.version, stream.chain) != (head.version, head.chain):
+                yield f"is not at its last event, which has version {head.version}"
+            if not self._since:
+                if stream.conversation_version != head.conversation_version:
+                    yield f"is not at its last conversation event, {head.conversation_version}"
+                if live == head.deleted:
+                    yield "is live and has a tombstone" if live else "is ended without a tombstone"
+                right = right._replace(
+                    version=head.version,
+                    conversation_version=head.conversation_version,
+                    chain=head.chain,
+                )
+                live = not head.deleted
+        elif not self._since and key.kind is StreamKind.SESSION:
+            yield "has no events"
+            return
+        elif not self._since and stream.version:
+            # A user's or an app's stream has none until something is carried over to it.
+            yield f"says version {stream.version} and has no events"
+            right = right._replace(
+                version=0, conversation_version=0, chain=first_link(key, facts.nonce)
+            )
+        if (right, live) != (stream, facts.live):
+            self.right_streams.append(facts._replace(stream=right, live=live))
+
+    def _compare_end_with_anchor(self, facts: StreamFacts) -> None:
+        stream = facts.stream
+        if self._against is None or stream.id in self._proved:
+            return
+        version, link = self._against.streams.get(stream.id, (0, b""))
+        if not version:
+            return
+        gone = stream.id in self._scavenged and not facts.nonce and stream.version >= version
+        if gone and (stream.version > version or stream.chain == link):
+            self.report.scavenged_since_anchor += 1
+        else:
+            self._add("anchor", stream, f"had version {version}, which is not in the log any more")
+
+    def _make_anchor(self) -> None:
+        if not self._since and self.report.clean:
+            heads = {id_: (head.version, head.chain) for id_, head in self._heads.items()}
+            self.report.anchor = Anchor(self.report.head, heads)
+
+    def _add(
+        self, table: str, stream: Stream, problem: str, event: RecordedEvent | None = None
+    ) -> None:
+        touched = None if event is None else _touched(event)
+        self.report.add(
+            Difference(table, f"{stream.key}, stream {stream.id}", problem, event=touched)
+        )
+
+    # Which event it was.
+
+    def _name_events(self, progress: Progress) -> None:
+        """Finds the event that last touched each row that is described: a second pass."""
+        if not self._unexplained:
+            return
+        last: dict[tuple[str, object], Touched] = {}
+        after, events = self._since, 0
+        while page := self._store.snapshot(
+            lambda s, after=after: s.read_log(after, self.report.head, _PAGE_EVENTS)  # type: ignore[misc]
+        ):
+            for projection in {projection for _, projection, _ in self._unexplained}:
+                wanted = {key for _, p, key in self._unexplained if p is projection}
+                _last_touches(projection, wanted, [each.event for each in page], last)
+            events, after = events + len(page), page[-1].event.position
+            progress(events, after, self.report.head)
+        for place, projection, key in self._unexplained:
+            touched = last.get((projection.name, key))
+            self.report.differences[place] = self.report.differences[place]._replace(event=touched)
+
+
+def _last_touches(
+    projection: Projection,
+    wanted: set[Row],
+    events: Iterable[RecordedEvent],
+    last: dict[tuple[str, object], Touched],
+) -> None:
+    for event in events:
+        try:
+            changes = list(changes_of(projection, upcast(event)))
+        except ValueError:
+            continue  # a damaged event, which has been reported
+        for change in changes:
+            if isinstance(change, DeleteOwner):
+                touched = {key for key in wanted if key[0] == change.owner}
+            else:
+                touched = wanted & {change.key}
+            for key in touched:
+                last[projection.name, key] = _touched(event)
+
+
+def _touched(event: RecordedEvent) -> Touched:
+    return Touched(event.position, event.version, event.type, event.author, event.invocation_id)
+
+
+def _identity(event: RecordedEvent) -> tuple[StreamKey, bytes] | None:
+    """The key and nonce that a stream's first event names; None when it cannot be read."""
+    try:
+        stream = dict(event.payload()["stream"])
+        nonce = bytes.fromhex(stream.pop("nonce"))
+        return StreamKey(StreamKind(stream.pop("kind")), **stream), nonce
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _stored_rows(projection: Projection, snapshot: Snapshot) -> Iterator[Row]:
+    after: Row | None = None
+    while page := snapshot.table_page(projection, after, _PAGE_ROWS):
+        yield from page
+        after = page[-1][: len(projection.table.key)]
+
+
+def _pairs(
+    stored: Iterator[Row], expected: Iterator[Row], width: int
+) -> Iterator[tuple[Row | None, Row | None]]:
+    """Rows of both sides with the same key, in key order; None where a side has none."""
+    left, right = next(stored, None), next(expected, None)
+    while left is not None or right is not None:
+        if right is None or (left is not None and left[:width] < right[:width]):
+            yield left, None
+            left = next(stored, None)
+        elif left is None or right[:width] < left[:width]:
+            yield None, right
+            right = next(expected, None)
+        else:
+            yield left, right
+            left, right = next(stored, None), next(expected, None)
+
+
+def _touched_pairs(
+    table: PartialTable, projection: Projection, snapshot: Snapshot
+) -> Iterator[tuple[Row | None, Row | None]]:
+    """The rows that a fold of the log's end has touched, as stored and as far as they are known."""
+    width = len(projection.table.key)
+    for row in table.rows():
+        stored = snapshot.row(projection, row[:width])
+        yield stored, table.known(row, stored)
+    for owner in table.gone_owners:
+        for stored in snapshot.owned_rows(projection, [owner]):
+            yield stored, None
+    for key in table.gone:
+        yield snapshot.row(projection, key), None
+
+
+def _row_name(key: Iterable[str], row: Row, snapshot: Snapshot) -> str:
+    owner = snapshot.get_facts([int(row[0])]).get(int(row[0]))
+    parts = [f"{name} {value!r}" for name, value in list(zip(key, row, strict=False))[1:]]
+    name = f"stream {row[0]}" if owner is None else str(owner.stream.key)
+    return ", ".join([name, *parts])
