@@ -51,7 +51,6 @@ FINGERPRINT: Final = (
 )
 """Which models wrote a payload; stored with it, so that the same ones need not validate it."""
 
-_SCHEMA_VERSION: Final = 1
 _PREFIXES: Final = {"app": State.APP_PREFIX, "user": State.USER_PREFIX}
 _EXCLUDE_DELTA: Final = {"actions": {"state_delta"}}
 _KNOWN: Final = {field.alias or name for name, field in Event.model_fields.items()}
@@ -151,7 +150,6 @@ def encode_event(event: Event) -> NewEvent:
         timestamp=event.timestamp,
         author=check_identifier("an author", event.author),
         invocation_id=check_identifier("an invocation id", event.invocation_id),
-        schema_version=_SCHEMA_VERSION,
         encoding=encoding,
         delta=delta,
         data=data,

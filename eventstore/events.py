@@ -95,7 +95,8 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     `timestamp` is seconds since the epoch, as the writer's clock had it; nothing is ordered by
     it. `delta` is the scoped state change and `data` the payload, both JSON text in `encoding`
-    (see eventstore.encoding). `codec` names the models that wrote the payload ('' for none).
+    (see eventstore.encoding). `codec` names the models that wrote the payload ('' for none). It is
+    stored in the schema version of its type that is current (see eventstore.upcasting).
     """
 
     event_id: str
@@ -103,7 +104,6 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: float
     author: str = ""
     invocation_id: str = ""
-    schema_version: int = 1
     encoding: int = 1
     delta: bytes | None = None
     data: bytes | None = None
