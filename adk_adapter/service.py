@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import date
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -55,7 +56,17 @@ from eventstore import (
     open_store,
 )
 from eventstore.encoding import decode_value
-from projections import Anchor, Follower, Verified, installed, scavenge, verify
+from projections import (
+    Anchor,
+    Follower,
+    UsageProjection,
+    UsageRow,
+    Verified,
+    installed,
+    scavenge,
+    usage,
+    verify,
+)
 
 __all__ = ["DatabaseSessionService"]
 
@@ -111,17 +122,28 @@ class DatabaseSessionService(BaseSessionService):
         if len(given) > 1:
             raise TypeError("pass one of path, db_url, db_path and uri, not several")
         self._inline = installed.inline()
-        self._asynchronous = installed.distinct((*installed.asynchronous(), *projections))
-        installed.distinct((*self._inline, *self._asynchronous))
+        self._given = tuple(projections)
+        installed.distinct((*self._inline, *installed.asynchronous(), *self._given))
         target = given[0] if given else None
         self._store = open_store(target, self._inline, durability=durability)
         self._follower: Follower | None = None
-        if self._asynchronous:
-            self._follower = Follower(self._store, self._asynchronous)
+        try:
+            asynchronous = self._following()
+        except BaseException:
+            self._store.close()
+            raise
+        if asynchronous:
+            self._follower = Follower(self._store, asynchronous)
             self._follower.ensure_running()
         self._merge = on_stale == "merge"
         self._flights = Flights()
         _log.info("sessions are kept in %s", self._store.path)
+
+    def _following(self) -> tuple[Projection, ...]:
+        return installed.following(self._store, self._given)
+
+    def _paused(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._follower is None else self._follower.paused()
 
     async def create_session(
         self,
@@ -289,7 +311,8 @@ class DatabaseSessionService(BaseSessionService):
 
         Keys of the result: sessions, events, keys_carried_over, bytes_freed.
         """
-        scavenged = scavenge(self._store, self._inline, self._asynchronous)
+        with self._paused():
+            scavenged = scavenge(self._store, self._inline, self._following())
         return {**scavenged._asdict(), "bytes_freed": self._store.shrink()}
 
     async def verify(self, *, since: int = 0, against: Anchor | None = None) -> Verified:
@@ -301,8 +324,40 @@ class DatabaseSessionService(BaseSessionService):
         Raises:
             MaintenanceRunning: a rebuild, a vacuum or another verification is under way.
         """
+
+        def function() -> Verified:
+            following = self._following()
+            with self._paused():
+                return verify(self._store, self._inline, following, since=since, against=against)
+
+        return await asyncio.to_thread(function)
+
+    async def usage(
+        self,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        *,
+        since: date | str | None = None,
+        until: date | str | None = None,
+        by: Iterable[str] = ("day",),
+    ) -> list[UsageRow]:
+        """Tokens, calls, errors and latency, one row for each group: see projections.UsageRow.
+
+        `by` names any of "app", "user", "day", "model" and "agent"; `since` and `until` are UTC
+        days, both inclusive. Counting is off until it is enabled, by
+        `projections=[UsageProjection()]` or by a command. What was appended before this call is in
+        the numbers: what the background has not counted yet is counted first, in a thread.
+
+        Raises:
+            ProjectionMissing: counting was never enabled for this database.
+            MaintenanceRunning: what is there is to be counted for the first time, and for 30 s
+                somebody else was at maintenance.
+            InvalidInput: (a ValueError) no such day or group.
+        """
+        wanted = (*installed.asynchronous(), *self._given)
+        enable = any(isinstance(projection, UsageProjection) for projection in wanted)
         return await asyncio.to_thread(
-            verify, self._store, self._inline, self._asynchronous, since=since, against=against
+            usage, self._store, app_name, user_id, since=since, until=until, by=by, enable=enable
         )
 
     async def aclose(self) -> None:

@@ -62,6 +62,7 @@ from eventstore.store import (
     StreamFacts,
     Window,
     open_store,
+    pending_migrations,
 )
 
 __all__ = [
@@ -124,4 +125,5 @@ __all__ = [
     "check_identifier",
     "check_projection",
     "open_store",
+    "pending_migrations",
 ]

@@ -9,14 +9,15 @@ the position inside the statement): copy it into a column, never compute with it
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from eventstore.changes import Add, Change, DeleteOwner, Put, Table, Update
+from eventstore.changes import Add, Change, ColumnType, Delete, DeleteOwner, Put, Table, Update
 from eventstore.encoding import decode, encode
-from eventstore.errors import InvalidProjection
+from eventstore.errors import InvalidProjection, ProjectionFailed
 from eventstore.events import DeltaEvent, EventType, NewEvent, RecordedEvent, Stream
 
 __all__ = ["BulkProjection", "Projection", "carried_over", "changes_of", "check_projection"]
@@ -25,6 +26,8 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _TAKEN: Final = re.compile(
     r"(adk|sqlite|pg|shadow|retired)_.*|streams|events|codecs|maintenance|projections"
 )
+_VIEW_NAME: Final = re.compile(r"adk_[a-z0-9_]{1,44}")
+_LOG_VIEW: Final = "adk_events"
 _TYPES: Final = {"integer", "real", "text"}
 
 
@@ -75,19 +78,80 @@ def changes_of(projection: Projection, event: RecordedEvent) -> Iterable[Change]
     """
     if event.type == EventType.CARRIED_OVER:
         return _carried_changes(projection, event)
+    changes = projection.apply(event)
+    if not isinstance(projection, BulkProjection):
+        changes = _checked(projection, event, changes)
     if event.type == EventType.SESSION_DELETED:
-        return (*projection.apply(event), DeleteOwner(event.stream.id))
-    return projection.apply(event)
+        return (*changes, DeleteOwner(event.stream.id))
+    return changes
 
 
-_KINDS: Final = {"put": Put, "update": Update, "add": Add}
+def _checked(
+    projection: Projection, event: RecordedEvent, changes: Iterable[Change]
+) -> Iterator[Change]:
+    """The changes, as long as a table holds each just as it is, on every backend and in memory.
+
+    Without it a fold in memory and the database would disagree, and where the error is only found
+    when rows are written, nobody could say which event it was.
+
+    Raises:
+        ProjectionFailed: it does not. Without what the change holds, which may be content.
+    """
+    table = projection.table
+    for change in changes:
+        if type(change) is Put:
+            right = _fit(change.values, table.columns.values())
+        elif type(change) is Update:
+            names = change.columns
+            right = names.keys() <= table.columns.keys() and _fit(
+                names.values(), [table.columns[name] for name in names]
+            )
+        elif type(change) is Add:
+            right = all(
+                table.columns.get(name) == "integer" and _fits(n, "integer")
+                for name, n in change.columns.items()
+            )
+        elif type(change) is DeleteOwner:
+            right = _fits(change.owner, "integer")
+        else:
+            right = type(change) is Delete
+        if right and not isinstance(change, DeleteOwner):
+            right = _fit(change.key, table.key.values())
+        if not right:
+            kind = type(change).__name__
+            raise ProjectionFailed(
+                projection.name, event.position, f"a change does not fit its table: {kind}"
+            )
+        yield change
+
+
+def _fit(values: Iterable[Any], kinds: Iterable[ColumnType]) -> bool:
+    given, wanted = tuple(values), tuple(kinds)
+    return len(given) == len(wanted) and all(map(_fits, given, wanted))
+
+
+def _fits(value: Any, kind: ColumnType) -> bool:
+    if kind == "text":
+        return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+    if isinstance(value, float):
+        return kind == "real" and not math.isnan(value)
+    whole = _LARGEST_INTEGER if kind == "integer" else _LARGEST_WHOLE_REAL
+    return isinstance(value, int) and -whole <= value <= whole
+
+
+_LARGEST_INTEGER: Final = 2**63 - 1
+_LARGEST_WHOLE_REAL: Final = 2**53
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def carried_over(
-    projection: Projection, changes: Sequence[Put | Update | Add], timestamp: float, event_id: str
+    projection: Projection,
+    changes: Sequence[Put | Delete | DeleteOwner],
+    timestamp: float,
+    event_id: str,
 ) -> NewEvent:
-    """An event that stands for the changes of events which are removed from the log."""
-    changed = [[type(change).__name__.lower(), *change] for change in changes]
+    """An event that makes rows as they are now, in place of events which are removed."""
+    changed = [list(change) for change in changes]
     body = {"projection": projection.name, "version": projection.version, "changes": changed}
     (data,), encoding = encode([body], f"what projection {projection.name!r} carries over")
     return NewEvent(
@@ -105,8 +169,11 @@ def _carried_changes(projection: Projection, event: RecordedEvent) -> Iterable[C
     # Another version of the fold would have made other changes; what it would have made of the
     # removed events nobody can know any more.
     if (body["projection"], body["version"]) == (projection.name, projection.version):
-        for kind, key, values in body["changes"]:
-            yield _KINDS[kind](tuple(key), tuple(values) if kind == "put" else values)
+        for key, *values in body["changes"]:
+            if isinstance(key, int):
+                yield DeleteOwner(key)
+            else:
+                yield Put(tuple(key), tuple(values[0])) if values else Delete(tuple(key))
 
 
 def check_projection(projection: Any) -> Projection:
@@ -120,6 +187,7 @@ def check_projection(projection: Any) -> Projection:
     try:
         name, version, table = projection.name, projection.version, Table(*projection.table)
         columns = {**table.key, **table.columns}
+        views = [name for views in projection.views.values() for name in views.keys()]  # noqa: SIM118
     except (AttributeError, TypeError) as error:
         raise InvalidProjection(type(projection).__name__, f"lacks a part: {error}") from None
     if not isinstance(version, int) or version < 1:
@@ -137,7 +205,9 @@ def check_projection(projection: Any) -> Projection:
             )
     if _TAKEN.fullmatch(table.name):
         raise InvalidProjection(name, f"has a table name that is taken: {table.name}")
-    for view in (view for views in projection.views.values() for view in views):
-        if not view.startswith("adk_") or not _NAME.fullmatch(view):
+    for view in views:
+        if not isinstance(view, str) or not _VIEW_NAME.fullmatch(view):
             raise InvalidProjection(name, f"has a view whose name is not adk_...: {view!r}")
+        if view == _LOG_VIEW:
+            raise InvalidProjection(name, f"has a view name that is taken: {view}")
     return projection

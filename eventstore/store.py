@@ -33,6 +33,7 @@ __all__ = [
     "StreamFacts",
     "Window",
     "open_store",
+    "pending_migrations",
 ]
 
 T = TypeVar("T")
@@ -328,6 +329,20 @@ class EventStore(Protocol):
             MaintenanceRunning: somebody else is at it.
         """
 
+    def check(self, projection: Projection) -> None:
+        """Finds out whether the backend can make a projection's table and views.
+
+        Raises:
+            InvalidProjection: it cannot.
+        """
+
+    def copy_to(self, path: str) -> None:
+        """Writes one snapshot of the whole store to a new file, while others write. Blocks.
+
+        Raises:
+            PathUnusable, StorageFailed: the copy is not whole, and there may be a part of it.
+        """
+
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""
 
@@ -364,3 +379,18 @@ def open_store(
     if not create and not Path(path).exists():
         raise PathUnusable(path, "does not exist", "Pass the path of a database: --db PATH.")
     return SqliteEventStore(path, projections, durability=durability, for_rebuild=for_rebuild)
+
+
+def pending_migrations(
+    target: str | os.PathLike[str] | None,
+) -> tuple[int, list[tuple[int, str]]]:
+    """The schema version of a store, and what `open_store` would run: each version with its SQL.
+
+    Changes nothing and makes no file.
+
+    Raises:
+        StoreUnusable: one of its kinds, see eventstore.errors.
+    """
+    from eventstore.sqlite.database import pending_migrations as pending
+
+    return pending(location.resolve(target))

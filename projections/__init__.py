@@ -7,6 +7,7 @@ from projections.rebuild import Progress, Rebuilt, Scope, rebuild, rebuild_scope
 from projections.scavenge import Scavenged, scavenge
 from projections.sessions import SessionsProjection
 from projections.state import StateProjection
+from projections.usage import UsageProjection, UsageRow, usage
 from projections.verify import Difference, Touched, Verified, verify
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "StateProjection",
     "Status",
     "Touched",
+    "UsageProjection",
+    "UsageRow",
     "Verified",
     "read_anchor",
     "rebuild",
@@ -30,6 +33,7 @@ __all__ = [
     "run",
     "scavenge",
     "status",
+    "usage",
     "verify",
     "write_anchor",
 ]

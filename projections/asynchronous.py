@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -31,9 +32,9 @@ from eventstore import (
     changes_of,
 )
 from projections.folding import failed
-from projections.rebuild import rebuild
+from projections.rebuild import Progress, clear_away, rebuild
 
-__all__ = ["Follower", "Status", "catch_up", "run", "status"]
+__all__ = ["Follower", "Status", "catch_up", "drop", "run", "status"]
 
 _EVENTS_PER_TRANSACTION: Final = 200
 _NEVER_BUILT: Final = -1
@@ -88,6 +89,7 @@ def run(
     *,
     retry: bool = True,
     stopping: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda *_: None,
 ) -> list[Status]:
     """Brings asynchronous projections up to the head, one after the other. Blocks.
 
@@ -97,18 +99,31 @@ def run(
 
     Raises:
         MaintenanceRunning: a projection has to be built, and another rebuild is under way.
+        ProjectionMissing: the database has a newer version of one (passed over without `retry`).
         StorageFailed, StoreBusy: see eventstore.errors.
     """
     for projection in projections:
         registered = store.snapshot(lambda s: s.registered()).get(projection.name)
+        if registered is not None and registered.version > projection.version:
+            if not retry:
+                continue
+            # Building it would throw away what a newer process serves, and that one build it anew.
+            raise ProjectionMissing(
+                projection.name,
+                f"the database has version {registered.version}, this process {projection.version}",
+                "Upgrade the package that provides it, or to go back: "
+                f"adk-eventstore projections drop {projection.name}",
+            )
         if registered is not None and registered.version == projection.version:
             if registered.failed_at is not None and not retry:
                 continue
             if registered.checkpoint is None:
                 raise ProjectionFailed(projection.name, 0, "the database keeps it up inline")
-        if _built(registered, projection) or _build(store, projection):
-            while not stopping() and _step(store, projection):
-                pass
+        if _built(registered, projection) or _build(store, projection, progress):
+            events = 0
+            while not stopping() and (step := _step(store, projection)).more:
+                events += step.events
+                progress(events, step.checkpoint, step.head)
     return [each for each in status(store) if each.projection in {p.name for p in projections}]
 
 
@@ -151,10 +166,10 @@ def _built(registered: Registered | None, projection: Projection) -> bool:
     )
 
 
-def _build(store: EventStore, projection: Projection) -> bool:
+def _build(store: EventStore, projection: Projection, progress: Progress) -> bool:
     """Builds a projection from the whole log; returns False when it cannot fold it."""
     try:
-        rebuild(store, (), (projection,))
+        rebuild(store, (), (projection,), progress=progress)
     except ProjectionFailed as error:
         store.transact(partial(_stop, projection, error))
         return False
@@ -170,11 +185,20 @@ def _stop(
     )
 
 
-def _step(store: EventStore, projection: Projection) -> bool:
-    """Folds the next events and moves the checkpoint; returns whether there may be more."""
-    checkpoint, events = store.snapshot(partial(_next_events, projection))
+class _Step(NamedTuple):
+    """What one step did, and whether there may be more to do."""
+
+    more: bool
+    events: int = 0
+    checkpoint: int = 0
+    head: int = 0
+
+
+def _step(store: EventStore, projection: Projection) -> _Step:
+    """Folds the next events and moves the checkpoint."""
+    (checkpoint, events), head = store.snapshot(lambda s: (_next_events(projection, s), s.head()))
     if not events:
-        return False
+        return _Step(more=False)
     changes: list[Change] = []
     after, failure = checkpoint, None
     for event in events:
@@ -186,24 +210,27 @@ def _step(store: EventStore, projection: Projection) -> bool:
         after = event.position
     try:
         moved = store.transact(partial(_write, projection, checkpoint, after, changes, failure))
-    except ProjectionFailed as error:
-        if len(events) == 1:
-            store.transact(partial(_write, projection, checkpoint, checkpoint, [], error))
-            return False
-        moved = _one_by_one(store, projection, checkpoint, events)
-    return moved and failure is None
+        # Where somebody else did these events, what comes behind them is still to be done.
+        more = failure is None or not moved
+    except ProjectionFailed:
+        folded = [event for event in events if event.position <= after]
+        more = _one_by_one(store, projection, checkpoint, folded)
+    return _Step(more, len(events), after, head)
 
 
 def _one_by_one(
     store: EventStore, projection: Projection, checkpoint: int, events: Sequence[RecordedEvent]
 ) -> bool:
-    """One of the changes cannot be stored: writes those of each event by itself, up to it."""
+    """One of the changes cannot be stored: writes those of each event by itself, up to it.
+
+    Returns whether there may be more to do.
+    """
     for event in events:
         changes = list(_changes(projection, event))
         try:
             write = partial(_write, projection, checkpoint, event.position, changes, None)
             if not store.transact(write):
-                return False
+                return True
         except ProjectionFailed as error:
             failure = ProjectionFailed(projection.name, event.position, error.reason)
             store.transact(partial(_write, projection, checkpoint, checkpoint, [], failure))
@@ -237,6 +264,27 @@ def _write(
     return True
 
 
+def drop(store: EventStore, name: str, views: Iterable[str] = ()) -> None:
+    """Forgets a projection and removes its table, some rows at a time. Blocks.
+
+    `views` are those of its views that are to go with it. Ended at any point, the projection is as
+    it was, or forgotten and what is left of its table is out of use.
+
+    Raises:
+        ProjectionMissing: the database keeps no rows of it.
+        MaintenanceRunning: a rebuild, a verification or a vacuum is under way.
+    """
+    with store.maintaining("drop a projection"):
+        registered = store.snapshot(lambda s: s.registered()).get(name)
+        if registered is None:
+            raise ProjectionMissing(
+                name, "the database keeps no rows of it", "See: adk-eventstore projections status"
+            )
+        clear_away(store, registered.table)
+        store.transact(lambda t: t.drop(name, views))
+        clear_away(store, registered.table)
+
+
 class Follower:
     """A background thread that keeps asynchronous projections close behind the head."""
 
@@ -245,12 +293,16 @@ class Follower:
         self._projections = tuple(projections)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._working = threading.Lock()
+        self._pauses: set[object] = set()
 
     def ensure_running(self) -> None:
         """Starts the thread where it is not running: at first, and in a forked child."""
         thread = self._thread
         if thread is None or not thread.is_alive():
             self._stopping.clear()
+            self._working = threading.Lock()  # a fork may have copied it while it was held
+            self._pauses = set()
             self._thread = threading.Thread(
                 target=self._follow, name="eventstore-follower", daemon=True
             )
@@ -262,14 +314,40 @@ class Follower:
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the thread from working while it lasts: maintenance must not meet it building.
+
+        Waits for the step, or the build, that the thread is at.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            yield
+            return
+        pauses, pause = self._pauses, object()
+        pauses.add(pause)
+        try:
+            with self._working:
+                yield
+        finally:
+            pauses.discard(pause)
+
+    def _is_to_rest(self) -> bool:
+        return bool(self._pauses) or self._stopping.is_set()
+
     def _follow(self) -> None:
+        said: dict[str, str] = {}
         while not self._stopping.is_set():
-            try:
-                run(self._store, self._projections, retry=False, stopping=self._stopping.is_set)
-            except StoreClosed:
-                return
-            except MaintenanceRunning:
-                pass  # tried again in a moment
-            except EventStoreError as error:
-                _log.warning("projections wait: %s", error)
+            for projection in self._projections:
+                try:
+                    with self._working:
+                        if not self._is_to_rest():
+                            run(self._store, (projection,), retry=False, stopping=self._is_to_rest)
+                except StoreClosed:
+                    return
+                except MaintenanceRunning:
+                    pass  # tried again in a moment
+                except EventStoreError as error:
+                    if said.get(projection.name) != str(error):
+                        _log.warning("projection %s waits: %s", projection.name, error)
+                    said[projection.name] = str(error)
             self._stopping.wait(_POLL_S)

@@ -13,17 +13,38 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import product
 from typing import Final
 
-from eventstore import EventStoreError, InvalidProjection, Projection, ProjectionMissing
+from eventstore import (
+    EventStore,
+    EventStoreError,
+    InvalidProjection,
+    Projection,
+    ProjectionMissing,
+)
 from eventstore.projection import check_projection
 from projections.sessions import SessionsProjection
 from projections.state import StateProjection
+from projections.usage import UsageProjection
 
-__all__ = ["ASYNCHRONOUS_GROUP", "BUILT_IN", "INLINE_GROUP", "asynchronous", "distinct", "inline"]
+__all__ = [
+    "ASYNCHRONOUS_GROUP",
+    "BUILT_IN",
+    "INLINE_GROUP",
+    "OPTIONAL",
+    "asynchronous",
+    "distinct",
+    "following",
+    "inline",
+]
 
 BUILT_IN: Final[tuple[Projection, ...]] = (SessionsProjection(), StateProjection())
 """The projections every database has."""
+
+OPTIONAL: Final[tuple[Projection, ...]] = (UsageProjection(),)
+"""The asynchronous projections that come with this package, off until somebody names them. From
+then on the database has them registered, and every process uses them: see `following`."""
 
 INLINE_GROUP: Final = "adk_eventstore.inline"
 ASYNCHRONOUS_GROUP: Final = "adk_eventstore.asynchronous"
@@ -49,6 +70,29 @@ def asynchronous() -> tuple[Projection, ...]:
     return distinct((*BUILT_IN, *_load(ASYNCHRONOUS_GROUP)))[len(BUILT_IN) :]
 
 
+def following(store: EventStore, given: Iterable[Projection] = ()) -> tuple[Projection, ...]:
+    """The asynchronous projections to use on a store, also to verify and to vacuum it.
+
+    The installed ones, those the caller gives, and of OPTIONAL what the database has. Blocks for
+    one read.
+
+    Raises: as `inline`.
+    """
+    named = distinct((*asynchronous(), *given))
+    for projection in named:
+        store.check(projection)
+    names = {projection.name for projection in named}
+    registered = store.snapshot(lambda s: s.registered())
+    enabled = [
+        projection
+        for projection in OPTIONAL
+        if projection.name not in names
+        and projection.name in registered
+        and registered[projection.name].checkpoint is not None
+    ]
+    return (*named, *enabled)
+
+
 def distinct(projections: Iterable[Projection]) -> tuple[Projection, ...]:
     """The projections, checked: each can be kept in a database, and beside the others.
 
@@ -56,10 +100,15 @@ def distinct(projections: Iterable[Projection]) -> tuple[Projection, ...]:
         InvalidProjection: one cannot.
     """
     checked = tuple(check_projection(projection) for projection in projections)
-    for names in ([p.name for p in checked], [p.table.name for p in checked]):
+    views = [view for p in checked for views in p.views.values() for view in views]
+    for names in ([p.name for p in checked], [p.table.name for p in checked], views):
         for name in names:
             if names.count(name) > 1:
-                raise InvalidProjection(name, "has a name or table that another one has")
+                raise InvalidProjection(name, "has a name, table or view that another one has")
+    for projection, ours in product(checked, OPTIONAL):
+        taken = projection.name == ours.name or projection.table.name == ours.table.name
+        if taken and not isinstance(projection, type(ours)):
+            raise InvalidProjection(projection.name, f"has the name or table of {ours.name!r}")
     return checked
 
 

@@ -3,7 +3,8 @@
 Law: scavenge, then rebuild, changes no row. A deleted session's events may be the last writers of
 rows that outlive it, the `app:` and `user:` keys first of all. What they did is carried over, in
 the same transaction: a key as a `state_set` event on its scope's own stream, with the same raw
-value; the rows of any other projection as a `carried_over` event on the stream that owns them.
+value; rows of any other projection as a `carried_over` event on the stream that owns them, with the
+values that they have.
 
 Asynchronous projections are brought to the head in that transaction, before and after: none may
 miss an event that is removed, and none meets an event that carries over what it has folded already.
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
 from eventstore import (
-    Add,
+    Delete,
+    DeleteOwner,
     EventStore,
     EventType,
     MaintenanceTransaction,
@@ -31,11 +33,9 @@ from eventstore import (
     RecordedEvent,
     Row,
     Stream,
-    Update,
     carried_over,
     changes_of,
 )
-from eventstore.changes import Value
 from eventstore.encoding import PYTHON_JSON, STRICT_JSON, decode_members
 from projections.asynchronous import catch_up, run
 from projections.sessions import SessionsProjection
@@ -99,8 +99,6 @@ def _step(
     streams = transaction.deleted_streams(_SESSIONS_PER_TRANSACTION)
     if not streams:
         return Scavenged(0, 0, 0)
-    for projection in asynchronous:
-        catch_up(projection, transaction)
     others = [p for p in (*inline, *asynchronous) if p.name not in _CARRIED_BY_OTHER_MEANS]
     events = carried = 0
     with transaction.maintenance("vacuum"):
@@ -108,6 +106,9 @@ def _step(
             log = transaction.read(stream)
             for owner, keys in _written_last(transaction, stream, log).items():
                 carried += _carry_over(transaction, owner, keys)
+            # The rows must stand at the head, where they are noted.
+            for projection in asynchronous:
+                catch_up(projection, transaction)
             for projection in others:
                 _carry_rows_over(transaction, projection, stream, log)
             events += transaction.scavenge(stream)
@@ -128,52 +129,47 @@ def _carry_rows_over(
     stream: Stream,
     log: Iterable[RecordedEvent],
 ) -> None:
-    """Notes what a stream's events did to rows of other streams that are still as they left them.
+    """Notes how those rows of other streams are now that a stream's events have changed.
 
-    Sums are carried over as they are. A value is, when the row still has it: putting it there once
-    more, behind whatever else was put there, changes nothing.
+    Whole, and at the head of the log: so it does not matter what other events made of them, in
+    which order, and which of those are removed as well.
     """
-    sums: dict[Row, dict[str, int]] = {}
-    last: dict[Row, dict[str, Value]] = {}
+    touched: dict[int, dict[Row, None]] = {}
+    emptied: set[int] = set()
     for event in log:
         for change in changes_of(projection, event):
-            if isinstance(change, Add):
-                columns = sums.setdefault(change.key, {})
-                for name, n in change.columns.items():
-                    columns[name] = columns.get(name, 0) + n
-            elif isinstance(change, Put):
-                sums.pop(change.key, None)
-                last[change.key] = dict(zip(projection.table.columns, change.values, strict=True))
-            elif isinstance(change, Update):
-                last.setdefault(change.key, {}).update(change.columns)
-    by_owner: dict[int, list[Put | Update | Add]] = {}
-    for key, columns in sums.items():
-        by_owner.setdefault(int(key[0]), []).append(Add(key, columns))
-    for key, values in last.items():
-        for change in _still_there(transaction, projection, key, values):
-            by_owner.setdefault(int(key[0]), []).append(change)
-    for owner, changes in by_owner.items():
-        if owner != stream.id:
-            scope = transaction.get_stream(owner)
-            new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
-            transaction.append(scope, new)
+            if isinstance(change, DeleteOwner):
+                emptied.add(change.owner)
+            else:
+                touched.setdefault(int(change.key[0]), {})[change.key] = None
+    for owner in (touched.keys() | emptied) - {stream.id}:
+        if owner in emptied:
+            changes = _owned_as_they_are(transaction, projection, owner)
+        else:
+            changes = [_as_it_is(transaction, projection, key) for key in touched[owner]]
+        new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
+        transaction.append(_stream_for(transaction, owner), new)
 
 
-def _still_there(
-    transaction: MaintenanceTransaction,
-    projection: Projection,
-    key: Row,
-    values: Mapping[str, Value],
-) -> Iterable[Put | Update]:
+def _as_it_is(
+    transaction: MaintenanceTransaction, projection: Projection, key: Row
+) -> Put | Delete:
     row = transaction.row(projection, key)
-    if row is None:
-        return
-    names = projection.table.columns
-    stored = dict(zip(names, row[len(key) :], strict=True))
-    if values.keys() == names.keys() and values == stored:
-        yield Put(key, row[len(key) :])
-    elif same := {name: value for name, value in values.items() if stored[name] == value}:
-        yield Update(key, same)
+    return Delete(key) if row is None else Put(key, row[len(key) :])
+
+
+def _owned_as_they_are(
+    transaction: MaintenanceTransaction, projection: Projection, owner: int
+) -> list[Put | Delete | DeleteOwner]:
+    width = len(projection.table.key)
+    rows = transaction.owned_rows(projection, [owner])
+    return [DeleteOwner(owner), *(Put(row[:width], row[width:]) for row in rows)]
+
+
+def _stream_for(transaction: MaintenanceTransaction, owner: int) -> Stream:
+    """The stream to note an owner's rows on: its own, if it has one that stays."""
+    facts = transaction.get_facts([owner]).get(owner)
+    return facts.stream if facts and facts.live else transaction.ensure_system_stream()
 
 
 def _written_last(

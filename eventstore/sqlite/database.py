@@ -34,6 +34,7 @@ __all__ = [
     "check_schema",
     "connect",
     "open_database",
+    "pending_migrations",
     "prepare_path",
     "recognise",
     "translate",
@@ -227,12 +228,16 @@ def recognise(path: str) -> bool:
         with closing(
             sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         ) as connection:
-            connection.execute("BEGIN")  # both in one snapshot: somebody may be making it just now
-            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-            names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
-            connection.execute("COMMIT")
+            return _is_new(connection, path)
     except sqlite3.Error as error:
         raise translate(path, error) from None
+
+
+def _is_new(connection: sqlite3.Connection, path: str) -> bool:
+    connection.execute("BEGIN")  # both in one snapshot: somebody may be making it just now
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    connection.execute("COMMIT")
     if application_id == APPLICATION_ID:
         return False
     if application_id == 0 and not names:
@@ -246,18 +251,53 @@ def recognise(path: str) -> bool:
     raise ForeignDatabase(path, "belongs to another program", "Choose another path.")
 
 
+def pending_migrations(path: str) -> tuple[int, list[tuple[int, str]]]:
+    """A file's schema version, and what opening it would run: each version with its SQL.
+
+    Nothing is written into the file or beside it. In a new file, the tables of the projections are
+    made behind what is named here.
+
+    Raises:
+        PathUnusable, ForeignDatabase, NotADatabase, SchemaTooNew: see eventstore.errors.
+    """
+    if not Path(path).is_file():
+        missing = "is not a regular file" if Path(path).exists() else "does not exist"
+        raise PathUnusable(path, missing, "Pass the path of a database: --db PATH.")
+    # Even a connection that only reads makes a -wal; without one, all there is is in the file.
+    mode = "mode=ro" if _platform.file_size(f"{path}-wal") else "mode=ro&immutable=1"
+    uri = f"{Path(path).as_uri()}?{mode}"
+    try:
+        with closing(
+            sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        ) as connection:
+            _is_new(connection, path)
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error as error:
+        raise translate(path, error) from None
+    scripts = migrations()
+    _require_known(path, version, len(scripts))
+    return version, [
+        (number, f"{scripts[number - 1].rstrip()}\nPRAGMA user_version = {number};\n")
+        for number in range(version + 1, len(scripts) + 1)
+    ]
+
+
+def _require_known(path: str, version: int, newest: int) -> None:
+    if version > newest:
+        raise SchemaTooNew(
+            path,
+            f"has schema version {version}, this package knows up to {newest}",
+            "Upgrade adk-eventstore.",
+        )
+
+
 def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Projection]) -> None:
     """Brings the schema to the newest version in one transaction; the caller holds the gate."""
     scripts = migrations()
     connection.execute("BEGIN IMMEDIATE")
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(scripts):
-            raise SchemaTooNew(
-                path,
-                f"has schema version {version}, this package knows up to {len(scripts)}",
-                "Upgrade adk-eventstore.",
-            )
+        _require_known(path, version, len(scripts))
         for script in scripts[version:]:
             _execute_script(connection, script)
         if version == 0:
@@ -272,7 +312,8 @@ def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Pr
         if version < len(scripts):
             connection.execute(f"PRAGMA user_version = {len(scripts)}")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full or failing disk has ended it already
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 
@@ -308,7 +349,9 @@ def check_schema(
     newest = len(migrations())
     if version != newest:
         raise SchemaTooNew(
-            path, f"has schema version {version}, this process writes {newest}", "Upgrade it."
+            path,
+            f"has schema version {version}, this process writes {newest}",
+            "Upgrade adk-eventstore here too, and start again.",
         )
     actual = _schema(connection)
     log, folds = _expected_schema(tuple(projections))

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +16,12 @@ from typing import Any, Final, TypeVar
 from eventstore import _platform
 from eventstore.changes import Row
 from eventstore.cursor import Cursor
-from eventstore.errors import MaintenanceRunning, StoreClosed, WrongExpectedVersion
+from eventstore.errors import (
+    MaintenanceRunning,
+    PathUnusable,
+    StoreClosed,
+    WrongExpectedVersion,
+)
 from eventstore.events import EventType, NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.location import MEMORY
 from eventstore.projection import Projection
@@ -24,6 +29,7 @@ from eventstore.sqlite import registry
 from eventstore.sqlite.engine import Engine
 from eventstore.sqlite.queries import migrations
 from eventstore.sqlite.requests import Read, Write
+from eventstore.sqlite.tables import check_definition
 from eventstore.sqlite.transaction import EventIdTaken, ReadTransaction, WriteTransaction
 from eventstore.store import Appended, Durability, Loaded, Window
 
@@ -32,6 +38,7 @@ __all__ = ["SqliteEventStore"]
 T = TypeVar("T")
 
 _OWNERS_PER_QUERY: Final = 500
+_COPY_PAGES: Final = 1_000
 _SHRINK_PAGES: Final = 1_000
 """Pages given back per transaction, so that no writer waits long."""
 
@@ -57,6 +64,8 @@ class SqliteEventStore:
         self._path = path
         self._process = os.getpid()
         self._projections = tuple(projections)
+        for projection in self._projections:
+            check_definition(projection)
         self._durability = durability
         self._closed = False
         self._engine = registry.acquire(path, self._projections, for_rebuild=for_rebuild)
@@ -235,6 +244,22 @@ class SqliteEventStore:
             yield
         finally:
             lock.close()
+
+    def check(self, projection: Projection) -> None:
+        """Finds out whether the backend can make a projection's table and views."""
+        check_definition(projection)
+
+    def copy_to(self, path: str) -> None:
+        """Writes one snapshot of the whole store to a new file, while others write."""
+
+        def function(transaction: ReadTransaction) -> None:
+            transaction.head()  # begins the snapshot; a copy without one would follow the writers
+            with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+                transaction.connection.backup(copy, pages=_COPY_PAGES)
+
+        if not _platform.create_private_file(path):
+            raise PathUnusable(path, "exists", "Choose another name.")
+        self.snapshot(function)
 
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""

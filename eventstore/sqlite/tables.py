@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import lru_cache
 
 from eventstore.changes import Add, Change, Delete, DeleteOwner, Put, Row, Update
+from eventstore.errors import InvalidProjection
 from eventstore.projection import Projection
 
-__all__ = ["ProjectionTable", "create_table", "create_views", "drop_views"]
+__all__ = ["ProjectionTable", "check_definition", "create_table", "create_views", "drop_views"]
 
 _TYPES = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 
@@ -35,6 +37,23 @@ def drop_views(connection: sqlite3.Connection, projection: Projection) -> None:
     """Removes what `create_views` makes, whatever of it is there."""
     for name in projection.views.get("sqlite", {}):
         connection.execute(f"DROP VIEW IF EXISTS {name}")
+
+
+@lru_cache(maxsize=64)
+def check_definition(projection: Projection) -> None:
+    """Makes an empty table and its views, in a database of their own.
+
+    Raises:
+        InvalidProjection: SQLite cannot: a name is one of its keywords, a view is no SELECT.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        try:
+            connection.execute(create_table(projection))
+            create_views(connection, projection)
+        except sqlite3.Error as error:
+            raise InvalidProjection(
+                projection.name, f"has a table or view that SQLite cannot make: {error}"
+            ) from None
 
 
 @lru_cache(maxsize=256)

@@ -424,7 +424,7 @@ class WriteTransaction(ReadTransaction):
         """
         if stream.version == 0:
             event = self._with_identity(stream, event)
-        version = stream.version + 1
+        version, schema_version = stream.version + 1, CURRENT[event.type]
         recorded_at = time.time_ns() // 1000
         delta_digest, data_digest = digest(event.delta), digest(event.data)
         chain = next_link(
@@ -432,7 +432,7 @@ class WriteTransaction(ReadTransaction):
             version=version,
             event_id=event.event_id,
             event_type=event.type,
-            schema_version=event.schema_version,
+            schema_version=schema_version,
             encoding=event.encoding,
             recorded_at=recorded_at,
             timestamp=event.timestamp,
@@ -448,7 +448,7 @@ class WriteTransaction(ReadTransaction):
                 version,
                 event.event_id,
                 event.type,
-                event.schema_version,
+                schema_version,
                 recorded_at,
                 event.timestamp,
                 event.author,
@@ -472,7 +472,7 @@ class WriteTransaction(ReadTransaction):
             version,
             event.event_id,
             event.type,
-            event.schema_version,
+            schema_version,
             recorded_at,
             event.timestamp,
             event.author,
