@@ -16,7 +16,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -36,6 +36,13 @@ class InvalidAnchor(InvalidInput):
         self.reason = reason
 
 
+class _FirstLine(msgspec.Struct):
+    anchor: int
+    head: int
+    streams: int
+    root: str
+
+
 class Anchor(NamedTuple):
     """The position a log had come to, and version and chain link of each stream there."""
 
@@ -46,6 +53,13 @@ class Anchor(NamedTuple):
     def root(self) -> str:
         """SHA-256 of everything the anchor says, as hex."""
         return _root(self.head, b"".join(self._lines()))
+
+    def as_lines(self) -> list[bytes]:
+        """The lines of its file."""
+        lines = self._lines()
+        root = _root(self.head, b"".join(lines))
+        first = _FirstLine(_FORMAT, self.head, len(self.streams), root)
+        return [msgspec.json.encode(first) + b"\n", *lines]
 
     def _lines(self) -> list[bytes]:
         return [
@@ -64,16 +78,9 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    first = {
-        "anchor": _FORMAT,
-        "head": anchor.head,
-        "streams": len(anchor.streams),
-        "root": anchor.root,
-    }
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
-        file.write(msgspec.json.encode(first) + b"\n")
-        file.writelines(anchor._lines())  # noqa: SLF001 - one unit
+        file.writelines(anchor.as_lines())
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -88,15 +95,16 @@ def read_anchor(path: Path) -> Anchor:
     """
     first, _, lines = path.read_bytes().partition(b"\n")
     try:
-        facts: dict[str, Any] = msgspec.json.decode(first, type=dict[str, Any])
-        if facts.get("anchor") != _FORMAT:
+        facts = msgspec.json.decode(first, type=_FirstLine)
+        if facts.anchor != _FORMAT:
             raise InvalidAnchor(str(path), "is no anchor of a format this version knows")
-        if facts["root"] != _root(facts["head"], lines):
-            raise InvalidAnchor(str(path), "was changed since it was written")
         rows = msgspec.json.Decoder(tuple[int, int, str]).decode_lines(lines)
         streams = {stream_id: (version, bytes.fromhex(link)) for stream_id, version, link in rows}
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InvalidAnchor):
-            raise
+        anchor = Anchor(facts.head, streams)
+        if b"".join(anchor.as_lines()) != b"%b\n%b" % (first, lines):
+            raise InvalidAnchor(str(path), "was changed since it was written")
+    except InvalidAnchor:
+        raise
+    except (msgspec.MsgspecError, ValueError) as error:
         raise InvalidAnchor(str(path), "is no anchor") from error
-    return Anchor(facts["head"], streams)
+    return anchor

@@ -30,7 +30,7 @@ from eventstore import (
 )
 from eventstore.changes import Value
 
-__all__ = ["EventPage", "FoldedTable", "Page", "PartialTable", "failed", "read_page"]
+__all__ = ["DeltaPage", "EventPage", "FoldedTable", "Page", "PartialTable", "failed", "read_page"]
 
 PAGE_EVENTS: Final = 10_000
 _PAGE_WHOLE_EVENTS: Final = 2_000
@@ -65,10 +65,17 @@ class DeltaPage:
         self._events = events
         self._streams = streams
 
-    def changes(self, projection: Projection) -> Iterable[Change]:
+    def changes(self, projection: Projection) -> Iterator[Change]:
         """The net changes of all events."""
         assert isinstance(projection, BulkProjection)
-        return projection.apply_page(self._events, self._streams)
+        try:
+            yield from projection.apply_page(self._events, self._streams)
+        except EventStoreError:
+            raise
+        except Exception as error:
+            first, last = self._events[0][0], self.last
+            reason = f"{type(error).__name__}, at this event or one before position {last + 1}"
+            raise ProjectionFailed(projection.name, first, reason) from error
 
 
 class EventPage:

@@ -25,6 +25,7 @@ from eventstore import (
     EventStore,
     MaintenanceTransaction,
     Projection,
+    ProjectionMissing,
     Put,
     RecordedEvent,
     Row,
@@ -53,8 +54,8 @@ Progress = Callable[[int, int, int], None]
 class Rebuilt(NamedTuple):
     """What a rebuild did to one projection.
 
-    `changed` counts the rows that were added, removed or got other values, where a rebuild writes
-    only those: None when the whole table was made anew.
+    `changed` counts the rows that were added, removed or got other values (or would have been),
+    where a rebuild writes only those: None when the whole table was made anew.
     """
 
     projection: str
@@ -176,6 +177,7 @@ class _Repair:
         self.projections = projections
         self.tables = [FoldedTable(projection.table) for projection in projections]
         self.events = 0
+        self.rows = [0] * len(projections)
         self.changed = [0] * len(projections)
         self.at = 0
         self._asynchronous = asynchronous
@@ -195,27 +197,41 @@ class _Repair:
         self.events += len(events)
         self.at = upto
 
+    def catch_up(self, scope: Scope, snapshot: Snapshot) -> None:
+        """Folds what was appended since."""
+        target = self.target(snapshot)
+        while self.at < target:
+            events = snapshot.read_all(self.at, target, _EVENTS_PER_CUT_OVER)
+            reached = events[-1].position if events else target
+            self.fold([event for event in events if scope.has(event.stream)], reached)
+
     def write(
         self, scope: Scope, owners: Sequence[int], transaction: MaintenanceTransaction
     ) -> None:
-        """Catches up with the log, then puts the rows of some streams right."""
-        target = self.target(transaction)
-        while self.at < target:
-            events = transaction.read_all(self.at, target, _EVENTS_PER_CUT_OVER)
-            reached = events[-1].position if events else target
-            self.fold([event for event in events if scope.has(event.stream)], reached)
+        """Puts the rows of some streams right."""
+        for projection, changes in self.compare(scope, owners, transaction):
+            transaction.apply(projection, changes)
+
+    def compare(
+        self, scope: Scope, owners: Sequence[int], snapshot: Snapshot
+    ) -> list[tuple[Projection, list[Change]]]:
+        """Catches up with the log, then counts and returns what puts the rows right."""
+        self.catch_up(scope, snapshot)
+        found = []
         for place, (projection, table) in enumerate(
             zip(self.projections, self.tables, strict=True)
         ):
             width = len(projection.table.key)
-            stored = {row[:width]: row for row in transaction.owned_rows(projection, owners)}
+            stored = {row[:width]: row for row in snapshot.owned_rows(projection, owners)}
             right = {row[:width]: row for owner in owners for row in table.owned_rows(owner)}
             changes: list[Change] = [Delete(key) for key in stored.keys() - right.keys()]
             changes += [
                 Put(key, row[width:]) for key, row in right.items() if stored.get(key) != row
             ]
-            transaction.apply(projection, changes)
+            self.rows[place] += len(right)
             self.changed[place] += len(changes)
+            found.append((projection, changes))
+        return found
 
 
 def rebuild_scope(
@@ -224,22 +240,27 @@ def rebuild_scope(
     asynchronous: Sequence[Projection],
     scope: Scope,
     *,
+    dry_run: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Rebuilt]:
     """Puts right the rows that belong to one app, user or session, while others append.
 
     Only the events of that scope are read. Rows are written where they differ, those of some
     streams in one transaction: ended at any point, some streams are right and the others as they
-    were. A session's rows are its own keys; those of its user belong to the user. Blocks.
+    were. A session's rows are its own keys; those of its user belong to the user. With `dry_run`
+    nothing is written, only counted. Blocks.
 
     Raises: as `rebuild`, and
         StreamNotFound: nothing of that name is in the log.
+        ProjectionMissing: a projection has no rows that could be put right: not built, by another
+            version of its code, or in a table that is missing or was changed.
     """
     with store.maintaining("rebuild"), ExitStack() as stack:
         repairs = [_Repair(inline, asynchronous=False)] if inline else []
         repairs += [_Repair((projection,), asynchronous=True) for projection in asynchronous]
         for table in (table for repair in repairs for table in repair.tables):
             stack.enter_context(closing(table))
+        store.snapshot(partial(_require_tables, inline, asynchronous))
         streams, positions, head = store.snapshot(partial(_events_of, scope))
         if not streams:
             raise StreamNotFound(_name(scope))
@@ -252,14 +273,39 @@ def rebuild_scope(
                 progress(repair.events, batch[-1], head)
             repair.at = upto
             for owners in _batches((stream.id for stream in streams), _STREAMS_PER_TRANSACTION):
-                store.transact(partial(repair.write, scope, owners))
+                # So that little is left to be folded while writers wait.
+                store.snapshot(partial(repair.catch_up, scope))
+                if dry_run:
+                    store.snapshot(partial(repair.compare, scope, owners))
+                else:
+                    store.transact(partial(repair.write, scope, owners))
     return [
-        Rebuilt(projection.name, repair.events, table.row_count(), changed)
+        Rebuilt(projection.name, repair.events, rows, changed)
         for repair in repairs
-        for projection, table, changed in zip(
-            repair.projections, repair.tables, repair.changed, strict=True
+        for projection, rows, changed in zip(
+            repair.projections, repair.rows, repair.changed, strict=True
         )
     ]
+
+
+def _require_tables(
+    inline: Sequence[Projection], asynchronous: Sequence[Projection], snapshot: Snapshot
+) -> None:
+    registered = snapshot.registered()
+    for projection in (*inline, *asynchronous):
+        row = registered.get(projection.name)
+        if row is None or (row.checkpoint or 0) < 0:
+            reason = "it has not been built"
+        elif row.version != projection.version:
+            reason = f"the database has version {row.version}, this process {projection.version}"
+        elif (row.checkpoint is None) != (projection in inline):
+            reason = "the database keeps it up the other way: inline or behind the appends"
+        elif snapshot.table_page(projection, None, 1) is None:
+            reason = "its table is missing, or lacks a column"
+        else:
+            continue
+        remedy = f"Make it anew as a whole: rebuild-projections --projection {projection.name}"
+        raise ProjectionMissing(projection.name, reason, remedy)
 
 
 def _events_of(scope: Scope, snapshot: Snapshot) -> tuple[Sequence[Stream], Sequence[int], int]:

@@ -141,8 +141,8 @@ def verify(
             stack.enter_context(closing(folding.table))
         verification.run(progress)
     report = verification.report
-    if fix and report.drifted and report.log_is_whole:
-        _fix(store, verification, inline, asynchronous)
+    if fix and report.drifted and report.log_is_whole and verification.streams_can_be_right:
+        _fix(store, verification, inline, asynchronous, progress)
     return report
 
 
@@ -151,23 +151,37 @@ def _fix(
     verification: _Verification,
     inline: Sequence[Projection],
     asynchronous: Sequence[Projection],
+    progress: Progress,
 ) -> None:
     report = verification.report
-    if report.drifted.get("streams", 0) and verification.right_streams:
-        store.transact(partial(_put_streams, verification.right_streams))
+    if report.drifted.get("streams", 0):
+        store.transact(partial(_put_streams, verification.right_streams, report.head))
         report.fixed.append("streams")
     drifted = [p for p in (*inline, *asynchronous) if p.table.name in report.drifted]
     rebuild(
         store,
         [p for p in drifted if p in inline],
         [p for p in drifted if p in asynchronous],
+        progress=progress,
     )
     report.fixed += [p.table.name for p in drifted]
 
 
-def _put_streams(streams: Sequence[StreamFacts], transaction: MaintenanceTransaction) -> None:
+def _put_streams(
+    streams: Sequence[StreamFacts], head: int, transaction: MaintenanceTransaction
+) -> None:
+    """Writes rows of `streams` as the log has them: what is given, and what came behind `head`."""
     for facts in streams:
-        transaction.put_stream(facts)
+        stream, live = facts.stream, facts.live
+        positions = [p for p in transaction.positions_of([stream]) if p > head]
+        for event in transaction.read_positions(positions):
+            link = transaction.link_at(stream.id, event.version)
+            assert link is not None
+            stream = stream._replace(version=event.version, chain=link)
+            if event.type in CONVERSATION_TYPES:
+                stream = stream._replace(conversation_version=event.version)
+            live = live and event.type != EventType.SESSION_DELETED
+        transaction.put_stream(facts._replace(stream=stream, live=live))
 
 
 class _Folding:
@@ -213,11 +227,17 @@ class _Verification:
     ) -> None:
         self.report = Verified(store.path)
         self.right_streams: list[StreamFacts] = []
+        self.streams_can_be_right = True
+        """Whether `right_streams` are all that differ."""
         self._store = store
         self._since = since
         self._against = against
         self._heads: dict[int, _Head] = {}
         self._scavenged: set[int] = set()
+        self._damaged: set[int] = set()
+        """Positions of events that are not as they were written, and so are not folded."""
+        self._misnamed: set[int] = set()
+        """Streams whose row does not say whose they are: what their events wrote is not known."""
         self._proved: set[int] = set()
         self._unexplained: list[tuple[int, Projection, Row]] = []
         """Differences in rows: their place in the report, the projection and the key."""
@@ -238,18 +258,18 @@ class _Verification:
     ) -> bool:
         row = registered.get(projection.name)
         inline = checkpoint is None
-        if row is not None and row.version == projection.version:
-            if (row.checkpoint is None) == inline and (inline or (row.checkpoint or 0) >= 0):
-                return True
-        elif inline:
-            version = None if row is None else row.version
-            self.report.add(
-                Difference(
-                    projection.table.name,
-                    "",
-                    f"was written by version {version} of the projection, not {projection.version}",
-                )
+        version = None if row is None else row.version
+        kept_up_so = row is not None and (row.checkpoint is None) == inline
+        built = row is not None and (row.checkpoint or 0) >= 0
+        if kept_up_so and built and version == projection.version:
+            return True
+        if inline:
+            problem = (
+                f"was written by version {version} of the projection, not {projection.version}"
             )
+            if version == projection.version:
+                problem = "is noted as one that is not written with every append"
+            self.report.add(Difference(projection.table.name, "", problem))
             return False
         self.report.unchecked[projection.name] = "it has not been built"
         return False
@@ -295,8 +315,7 @@ class _Verification:
             ("delta", event.delta, logged.delta_digest),
             ("data", event.data, logged.data_digest),
         ):
-            # Redacted content is NULL and leaves its digest.
-            if stored is not None and digest(stored) != expected:
+            if digest(stored) != expected:
                 problems.append(f"has a {name} that does not match its digest")
         link = next_link(
             head.chain,
@@ -324,25 +343,39 @@ class _Verification:
         # From here on by what is stored, so that one damaged event is one difference.
         self._heads[stream_id] = _Head(event.version, conversation, logged.chain, deleted)
         self._compare_with_anchor(event, logged.chain)
-        if event.type == EventType.VACUUMED and event.data is not None:
-            self._scavenged.update(event.payload()["streams"])
-        if not problems:
-            self._fold(event)
+        if problems:
+            self._damaged.add(event.position)
+        if self._is_to_be_folded(event):
+            self._fold(upcast(event))
 
     def _begin(self, event: RecordedEvent, facts: StreamFacts | None, snapshot: Snapshot) -> _Head:
         """The head of a stream before the first event of it that is read."""
-        if self._since and event.version > 1:
-            link = snapshot.link_at(event.stream.id, event.version - 1)
-            return _Head(event.version - 1 if link else 0, 0, link or b"", deleted=False)
-        key, nonce = _identity(event) or (event.stream.key, facts.nonce if facts else b"")
+        stream, before = event.stream, event.version - 1
+        first = event
+        if self._since and before:
+            position = snapshot.positions_of([stream])[0]
+            (logged,) = snapshot.read_log(position - 1, position, 1)
+            first = logged.event
+        key, nonce = _identity(first) or (stream.key, facts.nonce if facts else b"")
         if facts is None:
-            self.report.add(Difference("streams", f"stream {event.stream.id}", "has no row"))
+            self.report.add(Difference("streams", f"stream {stream.id}", "has no row"))
+            self._misnamed.add(stream.id)
         elif (facts.stream.key, facts.nonce) != (key, nonce):
-            self._add("streams", event.stream, "names another stream than its first event", event)
+            self._add("streams", stream, "names another stream than its first event", first)
+            self._misnamed.add(stream.id)
+        if self._misnamed:
+            self.streams_can_be_right = False
+        if self._since and before:
+            link = snapshot.link_at(stream.id, before)
+            return _Head(before if link else 0, 0, link or b"", deleted=False)
         return _Head(0, 0, first_link(key, nonce), deleted=False)
 
+    def _is_to_be_folded(self, event: RecordedEvent) -> bool:
+        return event.position not in self._damaged and event.stream.id not in self._misnamed
+
     def _fold(self, event: RecordedEvent) -> None:
-        event = upcast(event)
+        if event.type == EventType.VACUUMED:
+            self._scavenged |= _vacuumed(event)
         for folding in self.foldings:
             folding.fold(event)
 
@@ -370,14 +403,24 @@ class _Verification:
         if not self._since:
             for line in snapshot.check_file():
                 self.report.add(Difference("file", self.report.path, line))
+            if self.report.clean:
+                heads = {id_: (head.version, head.chain) for id_, head in self._heads.items()}
+                self.report.anchor = Anchor(head, heads)
 
     def _follow(self, folding: _Folding, row: Registered, snapshot: Snapshot) -> None:
         """Folds what an asynchronous projection did while the log was read."""
         assert row.checkpoint is not None
+        if row.checkpoint > self.report.head:
+            table = folding.projection.table.name
+            self.report.add(
+                Difference(table, "", "is noted as written up to a place behind the last event")
+            )
         folding.upto = row.checkpoint
-        while events := snapshot.read_all(folding.at, row.checkpoint, _PAGE_EVENTS):
-            for event in events:
-                folding.fold(event)
+        while logged := snapshot.read_log(folding.at, row.checkpoint, _PAGE_EVENTS):
+            for each in logged:
+                if self._is_to_be_folded(each.event):
+                    folding.fold(upcast(each.event))
+            folding.at = logged[-1].event.position
 
     def _compare_table(self, folding: _Folding, snapshot: Snapshot) -> None:
         projection, table = folding.projection, folding.table
@@ -423,7 +466,7 @@ class _Verification:
 
     def _compare_streams(self, snapshot: Snapshot) -> None:
         owners: dict[StreamKey, int] = {}
-        missing = set(self._heads)
+        gone = {} if self._against is None else dict.fromkeys(sorted(self._against.streams))
         after = 0
         while page := snapshot.stream_facts(after, _PAGE_ROWS):
             for facts in page:
@@ -431,58 +474,66 @@ class _Verification:
                 # They are made before the sessions that refer to them, and never removed.
                 if stream.key.kind is not StreamKind.SESSION:
                     owners[stream.key] = stream.id
-                for problem in self._stream_problems(facts, owners):
-                    self._add("streams", stream, problem)
+                self._compare_stream(facts, owners)
                 self._compare_end_with_anchor(facts)
-                missing.discard(stream.id)
+                gone.pop(stream.id, None)
             self.report.streams += len(page)
             after = page[-1].stream.id
-        if self._against is not None:
-            for stream_id in self._against.streams.keys() - self._heads.keys():
-                if stream_id > after or stream_id in missing:
-                    self.report.add(Difference("anchor", f"stream {stream_id}", "is gone"))
-        self._make_anchor()
+        for stream_id in gone.keys() - self._proved:
+            self.report.add(Difference("anchor", f"stream {stream_id}", "is gone"))
 
-    def _stream_problems(
-        self, facts: StreamFacts, owners: Mapping[StreamKey, int]
-    ) -> Iterator[str]:
+    def _compare_stream(self, facts: StreamFacts, owners: Mapping[StreamKey, int]) -> None:
+        """Compares a row of `streams` with what the events of the stream say."""
         stream, key = facts.stream, facts.stream.key
         if not facts.nonce and not facts.live:
             return  # scavenged: its last version and link are all that is left
-        user = owners.get(StreamKey(StreamKind.USER, key.app_name, key.user_id), 0)
-        app = owners.get(StreamKey(StreamKind.APP, key.app_name), 0)
-        right = stream._replace(
-            user_stream_id=user if key.kind is StreamKind.SESSION else 0,
-            app_stream_id=app if key.kind in (StreamKind.SESSION, StreamKind.USER) else 0,
-        )
-        live = facts.live
-        if right != stream:
-            yield "refers to the streams of another user or app"
-        if (head := self._heads.get(stream.id)) is not None:
-            if (stream.version, stream.chain) != (head.version, head.chain):
-                yield f"is not at its last event, which has version {head.version}"
-            if not self._since:
-                if stream.conversation_version != head.conversation_version:
-                    yield f"is not at its last conversation event, {head.conversation_version}"
-                if live == head.deleted:
-                    yield "is live and has a tombstone" if live else "is ended without a tombstone"
-                right = right._replace(
-                    version=head.version,
-                    conversation_version=head.conversation_version,
-                    chain=head.chain,
-                )
-                live = not head.deleted
-        elif not self._since and key.kind is StreamKind.SESSION:
-            yield "has no events"
+        problems = []
+        user: int | None = 0
+        app: int | None = 0
+        if key.kind in (StreamKind.SESSION, StreamKind.USER):
+            app = owners.get(StreamKey(StreamKind.APP, key.app_name))
+        if key.kind is StreamKind.SESSION:
+            user = owners.get(StreamKey(StreamKind.USER, key.app_name, key.user_id))
+        repairable = stream.id not in self._misnamed and None not in (user, app)
+        right = stream._replace(user_stream_id=user or 0, app_stream_id=app or 0)
+        if (stream.user_stream_id, stream.app_stream_id) != (user, app):
+            problems.append("refers to the streams of another user or app")
+        head = self._heads.get(stream.id)
+        if head is None and not self._since:
+            # A user's or an app's stream has no event until something is carried over to it.
+            head = _Head(0, 0, first_link(key, facts.nonce), deleted=False)
+            if key.kind is StreamKind.SESSION and not stream.version:
+                problems.append("has no events")
+                repairable = False
+        if head is None:
+            head = _Head(stream.version, stream.conversation_version, stream.chain, not facts.live)
+        if stream.version > head.version and stream.chain != head.chain:
+            missing = f"{head.version + 1} to {stream.version}"
+            self._add("events", stream, f"has lost its last events, versions {missing}")
             return
-        elif not self._since and stream.version:
-            # A user's or an app's stream has none until something is carried over to it.
-            yield f"says version {stream.version} and has no events"
-            right = right._replace(
-                version=0, conversation_version=0, chain=first_link(key, facts.nonce)
-            )
-        if (right, live) != (stream, facts.live):
+        if head.version == 0 and stream.chain != head.chain:
+            problems.append("names another stream than the one it was made for")
+            repairable = False
+        elif (stream.version, stream.chain) != (head.version, head.chain):
+            problems.append(f"is not at its last event, which has version {head.version}")
+        if not self._since:
+            if stream.conversation_version != head.conversation_version:
+                last = head.conversation_version
+                problems.append(f"is not at its last conversation event, {last}")
+            if facts.live == head.deleted:
+                problems.append(
+                    "is live and has a tombstone" if facts.live else "is ended without a tombstone"
+                )
+        for problem in problems:
+            self._add("streams", stream, problem)
+        if problems and repairable:
+            right = right._replace(version=head.version, chain=head.chain)
+            if not self._since:
+                right = right._replace(conversation_version=head.conversation_version)
+            live = facts.live if self._since else not head.deleted
             self.right_streams.append(facts._replace(stream=right, live=live))
+        elif problems:
+            self.streams_can_be_right = False
 
     def _compare_end_with_anchor(self, facts: StreamFacts) -> None:
         stream = facts.stream
@@ -496,11 +547,6 @@ class _Verification:
             self.report.scavenged_since_anchor += 1
         else:
             self._add("anchor", stream, f"had version {version}, which is not in the log any more")
-
-    def _make_anchor(self) -> None:
-        if not self._since and self.report.clean:
-            heads = {id_: (head.version, head.chain) for id_, head in self._heads.items()}
-            self.report.anchor = Anchor(self.report.head, heads)
 
     def _add(
         self, table: str, stream: Stream, problem: str, event: RecordedEvent | None = None
@@ -540,7 +586,7 @@ def _last_touches(
     for event in events:
         try:
             changes = list(changes_of(projection, upcast(event)))
-        except ValueError:
+        except Exception:  # noqa: S112 - whatever a damaged event makes a projection do
             continue  # a damaged event, which has been reported
         for change in changes:
             if isinstance(change, DeleteOwner):
@@ -560,9 +606,19 @@ def _identity(event: RecordedEvent) -> tuple[StreamKey, bytes] | None:
     try:
         stream = dict(event.payload()["stream"])
         nonce = bytes.fromhex(stream.pop("nonce"))
-        return StreamKey(StreamKind(stream.pop("kind")), **stream), nonce
-    except (ValueError, TypeError, KeyError):
+        key = StreamKey(StreamKind(stream.pop("kind")), **stream)
+        "".join(key).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    return key, nonce
+
+
+def _vacuumed(event: RecordedEvent) -> set[int]:
+    """The streams that a vacuum says it has removed the events of; none when it cannot be read."""
+    try:
+        return set(event.payload()["streams"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def _stored_rows(projection: Projection, snapshot: Snapshot) -> Iterator[Row]:
@@ -598,8 +654,10 @@ def _touched_pairs(
         stored = snapshot.row(projection, row[:width])
         yield stored, table.known(row, stored)
     for owner in table.gone_owners:
+        left = {row[:width] for row in table.owned_rows(owner)}
         for stored in snapshot.owned_rows(projection, [owner]):
-            yield stored, None
+            if stored[:width] not in left:
+                yield stored, None
     for key in table.gone:
         yield snapshot.row(projection, key), None
 

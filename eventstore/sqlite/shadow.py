@@ -20,9 +20,16 @@ __all__ = ["clear_away", "make", "retire", "swap", "table"]
 
 _log = logging.getLogger(__name__)
 
-_NAME: Final = r'(?:"(?:[^"]|"")*"|\[[^\]]*\]|`(?:[^`]|``)*`|\w+)'
+_QUOTED: Final = r"""(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])"""
+_TEXT: Final = r"'(?:[^']|'')*'"
+_NAME: Final = rf"(?:{_QUOTED}|{_TEXT}|[A-Za-z0-9_$\u0080-\U0010ffff]+)"
+_SPACE: Final = r"(?:[ \t\n\f\r]|--[^\n]*\n|/\*.*?\*/)*"
 _CREATE_INDEX: Final = re.compile(
-    rf"CREATE\s+INDEX\s+{_NAME}\s+ON\s+(?P<table>{_NAME})(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+    rf"CREATE INDEX {_SPACE}{_NAME}{_SPACE}ON{_SPACE}(?P<table>{_NAME})(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_QUALIFIER: Final = re.compile(
+    rf"({_TEXT})|(?:{_QUOTED}|(?<![\w$])[^\W\d][\w$]*){_SPACE}\.{_SPACE}", re.DOTALL
 )
 
 
@@ -45,21 +52,19 @@ def make(connection: sqlite3.Connection, projection: Projection) -> None:
     The copies are made now, on the empty table: made at the end they would take long, and writers
     would wait.
     """
-    name = _shadow(projection.table.name)
-    connection.execute(create_table(projection, name))
-    for index, sql in _user_indexes(connection, projection.table.name):
-        try:
-            connection.execute(_create_index(f"shadow_{index}", name, _parts(sql)["rest"]))
-        except sqlite3.OperationalError:
-            # The new version of the table lacks a column of it.
-            _log.warning("index %s does not fit the new table %s", index, projection.table.name)
+    connection.execute(create_table(projection, _shadow(projection.table.name)))
+    _copy_indexes(connection, projection.table.name)
 
 
 def swap(connection: sqlite3.Connection, projection: Projection) -> None:
     """Puts the shadow in the live table's place; part of a transaction of the caller's."""
     live = projection.table.name
     drop_views(connection, projection)
+    _copy_indexes(connection, live)  # for nearly always nothing: a user may have changed some since
     indexes = _user_indexes(connection, live)
+    for index, sql in indexes:
+        if _unqualified(sql) != _parts(sql)["rest"]:
+            connection.execute(f"DROP INDEX {_quoted(index)}")  # the rename would fail on it
     if _exists(connection, live):
         _rename_table(connection, live, _retired(live))
     _rename_table(connection, _shadow(live), live)
@@ -72,6 +77,28 @@ def retire(connection: sqlite3.Connection, name: str) -> None:
     """Takes a table out of use; part of a transaction of the caller's."""
     if _exists(connection, name):
         _rename_table(connection, name, _retired(name))
+
+
+def _copy_indexes(connection: sqlite3.Connection, live: str) -> None:
+    """Gives the shadow the indexes that a user has put on the live table, and no others."""
+    shadow = _shadow(live)
+    wanted = {
+        _copy_name(index): (index, _create_index(_copy_name(index), shadow, _unqualified(sql)))
+        for index, sql in _user_indexes(connection, live)
+    }
+    for copy, sql in _user_indexes(connection, shadow):
+        if copy in wanted and wanted[copy][1] == sql:
+            del wanted[copy]
+        else:
+            connection.execute(f"DROP INDEX {_quoted(copy)}")
+    for index, sql in wanted.values():
+        try:
+            connection.execute(sql)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+            # The new version of the table lacks a column of it.
+            _log.warning("index %s does not fit the new table %s", index, live)
 
 
 def _rename_table(connection: sqlite3.Connection, old: str, new: str) -> None:
@@ -93,15 +120,15 @@ def _rename_indexes(connection: sqlite3.Connection, indexes: list[tuple[str, str
     connection.execute("PRAGMA writable_schema = ON")
     try:
         for name, sql in indexes:
-            (now,) = connection.execute(
+            now = connection.execute(
                 "SELECT sql FROM sqlite_schema WHERE type = 'index' AND name = ?", (name,)
             ).fetchone()
-            retired = f"retired_{name}"
-            parts = _parts(now)
-            _rename(
-                connection, name, retired, _create_index(retired, parts["table"], parts["rest"])
-            )
-            _rename(connection, f"shadow_{name}", name, sql)
+            if now is not None:
+                retired, parts = f"retired: {name}", _parts(now[0])
+                _rename(
+                    connection, name, retired, _create_index(retired, parts["table"], parts["rest"])
+                )
+            _rename(connection, _copy_name(name), name, sql)
     finally:
         connection.execute("PRAGMA writable_schema = RESET")
 
@@ -117,6 +144,15 @@ def _parts(sql: str) -> re.Match[str]:
     match = _CREATE_INDEX.fullmatch(sql)
     assert match is not None, "SQLite stores statements that begin so"
     return match
+
+
+def _copy_name(index: str) -> str:
+    return f"shadow: {index}"  # as nobody names an index
+
+
+def _unqualified(sql: str) -> str:
+    """What an index's statement says of its columns, none of them named with the table's name."""
+    return _QUALIFIER.sub(lambda match: match[1] or "", _parts(sql)["rest"])
 
 
 def _create_index(name: str, table_name: str, rest: str) -> str:

@@ -114,7 +114,11 @@ class Demo:
         before = self.tables()
         command = Path(sys.executable).with_name("rebuild-projections")
         found = command.exists() or command.with_suffix(".exe").exists()
-        start = [str(command)] if found else [sys.executable, "-m", "projections.cli"]
+        start = (
+            [str(command)]
+            if found
+            else [sys.executable, "-m", "projections.cli", "rebuild-projections"]
+        )
         arguments = ["--db", str(self.db)]
         verbatim(shlex.join(["rebuild-projections", *arguments]))
         done = subprocess.run(

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eventstore import (
-    Cursor,
-    EventStore,
-    EventType,
-    StreamExists,
-    StreamNotFound,
-    Window,
-    WrongExpectedVersion,
-    open_store,
-)
-from projections import BUILT_IN, rebuild, scavenge
-from tests.eventstore.events import created, new_event, session
+from eventstore import EventStore, StreamNotFound, open_store
+from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, scavenge, verify
+from tests.projections.logs import DO, FOLLOWING, INLINE, leftovers, perform_all, rows
 
 KEYS = st.sampled_from(["a", "b", "", "ключ", 'q"uote'])
 VALUES = st.recursive(
@@ -33,70 +23,140 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
     max_leaves=3,
 )
-DELTAS = st.dictionaries(
-    st.sampled_from(["session", "user", "app"]),
-    st.dictionaries(KEYS, VALUES, min_size=1, max_size=3),
-    min_size=1,
+DOINGS = st.tuples(
+    st.sampled_from(["put", "update", "add", "delete", "empty"]),
+    st.sampled_from(["x", "y", "events"]),
+    st.integers(-5, 5),
+).map(list)
+MEMBERS = st.builds(
+    lambda members, doing: members | ({} if doing is None else {DO: doing}),
+    st.dictionaries(KEYS, VALUES, max_size=2),
+    st.none() | DOINGS,
 )
+DELTAS = st.dictionaries(st.sampled_from(["session", "user", "app"]), MEMBERS, min_size=1)
 NAMES = st.tuples(
     st.sampled_from(["1", "2"]), st.sampled_from(["u", ""]), st.sampled_from(["app", "other"])
 )
+WRITES = st.tuples(st.sampled_from(["create", "append", "append", "set"]), NAMES, DELTAS)
 OPERATIONS = st.one_of(
-    st.tuples(st.just("create"), NAMES, DELTAS),
-    st.tuples(st.just("append"), NAMES, DELTAS),
-    st.tuples(st.just("set"), NAMES, DELTAS),
-    st.tuples(st.just("delete"), NAMES, st.none()),
-    st.tuples(st.just("scavenge"), NAMES, st.none()),
-    st.tuples(st.just("restart"), NAMES, st.none()),
+    WRITES,
+    WRITES,
+    st.tuples(st.just("delete"), NAMES, st.none() | DELTAS),
+    st.tuples(
+        st.sampled_from(["scavenge", "restart", "rebuild", "repair", "follow", "anchor"]),
+        NAMES,
+        st.none(),
+    ),
 )
+EVERYTHING = (*INLINE, *FOLLOWING)
 
 
-async def perform(store: EventStore, kind: str, name: tuple[str, str, str], delta: Any) -> None:
-    key = session(*name)
-    if kind == "create":
-        await store.create(key, created(**delta))
-    elif kind == "append":
-        stream = await store.load(key, Window(last=0), lambda loaded: loaded.stream)
-        cursor = Cursor(stream.id, stream.conversation_version) if stream else Cursor(0, 0)
-        await store.append(key, new_event(delta=delta), cursor)
-    elif kind == "set":
-        await store.set_state(key, new_event(EventType.STATE_SET, delta=delta))
-    elif kind == "delete":
-        await store.delete(key, new_event(EventType.SESSION_DELETED))
+def without_positions(store: EventStore) -> dict[str, list[Any]]:
+    """All rows, those of the state without the positions, which carrying over changes."""
+    found = rows(store, EVERYTHING)
+    return found | {"state": [row[:3] for row in found["state"]]}
 
 
-def rows(store: EventStore) -> dict[str, set[Any]]:
-    return {
-        projection.name: set(store.snapshot(lambda s, p=projection: s.table_page(p, None, 10_000)))
-        for projection in BUILT_IN
-    }
+def doing(kind: str, name: str, scope: str, what: str, number: int = 1) -> tuple[str, Any, Any]:
+    return kind, (name, "u", "app"), {scope: {DO: [what, "x", number]}}
 
 
-def values(store: EventStore) -> set[tuple[Any, ...]]:
-    """The state without the positions, which carrying over changes."""
-    return {row[:3] for row in rows(store)["state"]}
+DELETE_1 = ("delete", ("1", "u", "app"), None)
+SCAVENGE = ("scavenge", ("1", "u", "app"), None)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(OPERATIONS, max_size=25))
+# What is removed comes before, between and behind what stays.
+@example(
+    [
+        doing("create", "1", "app", "add", 3),
+        doing("create", "2", "app", "put", 5),
+        DELETE_1,
+        SCAVENGE,
+    ]
+)
+@example(
+    [
+        doing("create", "1", "user", "put", 3),
+        doing("create", "2", "user", "update", 5),
+        doing("append", "2", "user", "add", 5),
+        DELETE_1,
+        SCAVENGE,
+    ]
+)
+@example(
+    [
+        doing("create", "2", "app", "put", 5),
+        doing("create", "1", "app", "delete"),
+        DELETE_1,
+        SCAVENGE,
+    ]
+)
+@example(
+    [
+        doing("create", "2", "app", "put", 5),
+        doing("create", "1", "app", "empty"),
+        doing("append", "2", "app", "add", 7),
+        DELETE_1,
+        SCAVENGE,
+    ]
+)
 def test_fold_of_the_log_equals_the_tables(operations: list[tuple[str, Any, Any]]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.db"
-        store = open_store(path, BUILT_IN)
-        for kind, name, delta in operations:
-            if kind == "scavenge":
-                before = values(store)
-                scavenge(store, BUILT_IN)
-                assert values(store) == before
-            elif kind == "restart":
-                store.close()
-                store = open_store(path, BUILT_IN)
-            else:
-                try:
-                    asyncio.run(perform(store, kind, name, delta))
-                except (StreamExists, StreamNotFound, WrongExpectedVersion):
-                    continue
-        before_rebuild = rows(store)
-        rebuild(store, BUILT_IN)
-        assert rows(store) == before_rebuild
-        store.close()
+        store = open_store(path, INLINE)
+        try:
+            run(store, FOLLOWING)
+            anchors = []
+            for kind, name, delta in operations:
+                if kind == "scavenge":
+                    run(store, FOLLOWING)
+                    before = without_positions(store)
+                    scavenge(store, INLINE, FOLLOWING)
+                    after = without_positions(store)
+                    # Only events that somebody counts have come.
+                    for each in (before, after):
+                        for table in ("everything", "following"):
+                            each[table] = [row for row in each[table] if row[1] != "events"]
+                    assert after == before
+                elif kind == "restart":
+                    store.close()
+                    store = open_store(path, INLINE)
+                elif kind == "rebuild":
+                    before = rows(store, INLINE)
+                    rebuild(store, INLINE)
+                    assert rows(store, INLINE) == before
+                elif kind == "repair":
+                    try:
+                        scope = Scope(name[2], *name[1::-1])
+                        done = rebuild_scope(store, INLINE, FOLLOWING, scope)
+                        done += rebuild_scope(store, INLINE, FOLLOWING, Scope(name[2]))
+                    except StreamNotFound:
+                        continue
+                    assert {each.changed for each in done} == {0}
+                elif kind == "follow":
+                    run(store, FOLLOWING)
+                elif kind == "anchor":
+                    anchor = verify(store, INLINE, FOLLOWING).anchor
+                    assert anchor is not None
+                    anchors.append(anchor)
+                else:
+                    perform_all(store, [(kind, name, delta)])
+            assert verify(store, INLINE, FOLLOWING).clean
+            run(store, FOLLOWING)
+            before = rows(store, EVERYTHING)
+            assert before["following"] == before["everything"]
+            for since in range(1, store.stats()["head"] + 2, 4):
+                report = verify(store, INLINE, FOLLOWING, since=since)
+                assert (report.clean, report.differences) == (True, [])
+            for anchor in anchors:
+                report = verify(store, INLINE, FOLLOWING, against=anchor)
+                assert (report.clean, report.differences) == (True, [])
+            rebuild(store, INLINE, FOLLOWING)
+            assert rows(store, EVERYTHING) == before
+            rebuild(store, BUILT_IN)
+            assert rows(store, EVERYTHING) == before
+            assert leftovers(path) == []
+        finally:
+            store.close()

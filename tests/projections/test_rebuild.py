@@ -1,19 +1,53 @@
-"""Rebuild, scavenge, and the command."""
+"""Rebuild beside writers, of everything and of one scope, ended at any point; and the command."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
+import importlib
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from eventstore import Cursor, EventStore, EventType, Window, open_store
-from projections import BUILT_IN, rebuild, scavenge, verify
-from projections.cli import main
+from eventstore import (
+    CorruptEvent,
+    Cursor,
+    EventStore,
+    EventType,
+    MaintenanceRunning,
+    Projection,
+    StreamNotFound,
+    Table,
+    Window,
+    open_store,
+)
+from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, scavenge, verify
+from projections import folding as foldings
+from projections.cli import rebuild_projections as main
 from tests.eventstore.events import SESSION, created, new_event, session
+from tests.projections.logs import (
+    DO,
+    FOLLOWING,
+    INLINE,
+    Everything,
+    acknowledgements,
+    assert_nothing_is_lost,
+    attack,
+    leftovers,
+    perform_all,
+    query,
+    rows,
+    write,
+)
+
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 async def fill(store: EventStore) -> None:
@@ -21,11 +55,6 @@ async def fill(store: EventStore) -> None:
     cursor = Cursor(loaded.stream.id, 1)
     for n in range(5):
         await store.append(SESSION, new_event(delta={"session": {"n": n}}, timestamp=n), cursor)
-
-
-def query(path: Path, statement: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        return connection.execute(statement).fetchall()
 
 
 @pytest.mark.parametrize(
@@ -71,42 +100,553 @@ async def test_a_running_service_goes_on_after_another_process_rebuilt(
     assert [row[1] for row in loaded.rows["state"]] == ["a", "u", "k", "n", "s"]
 
 
-async def test_scavenging_keeps_what_deleted_sessions_said_of_users_and_apps(
-    store: EventStore, database: Path
+# While others write.
+
+
+@contextmanager
+def writing(database: Path, count: int) -> Iterator[list[SpawnProcess]]:
+    """Processes that write until the end; each has been acknowledged something by now."""
+    writers = [PROCESSES.Process(target=write, args=(database, f"w{n}")) for n in range(count)]
+    for writer in writers:
+        writer.start()
+    try:
+        wait_until(lambda: sum(n > 0 for n in acknowledgements(database).values()) == count)
+        yield writers
+        assert [writer.exitcode for writer in writers] == [None] * count
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.join()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def fill_much(store: EventStore, events: int) -> None:
+    async def work() -> None:
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        await asyncio.gather(
+            *(
+                store.append(SESSION, new_event(delta={"session": {f"k{n % 700}": n}}), cursor)
+                for n in range(events)
+            )
+        )
+
+    asyncio.run(work())
+
+
+def test_nothing_acknowledged_is_missing_from_tables_made_beside_writers(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_much(store, 3000)
+        with writing(database, 3):
+            for _ in range(6):
+                before = acknowledgements(database)
+                rebuild(store, BUILT_IN)
+                # They went on meanwhile, and each finds what it wrote in the new tables.
+                wait_until(
+                    lambda before=before: all(
+                        n > before[name] for name, n in acknowledgements(database).items()
+                    )
+                )
+            scope = Scope("app", "user")
+            for _ in range(3):
+                assert all(r.changed == 0 for r in rebuild_scope(store, BUILT_IN, (), scope))
+            assert verify(store, BUILT_IN).clean
+        assert_nothing_is_lost(database, store)
+        assert verify(store, BUILT_IN).clean
+        before = rows(store)
+        rebuild(store, BUILT_IN)
+        assert rows(store) == before
+        assert leftovers(database) == []
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_what_is_appended_at_any_step_is_in_the_new_tables(
+    database: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
 ) -> None:
-    await fill(store)
-    await store.create(
-        session("other"), created(app={"b": float("nan"), "a": "é"}, user={"v": "é"})
+    """One append before each transaction and each snapshot of a rebuild."""
+    if small:  # so that it catches up in several pages
+        monkeypatch.setattr(foldings, "_PAGE_WHOLE_EVENTS", 3)
+        module = importlib.import_module("projections.rebuild")
+        monkeypatch.setattr(module, "_EVENTS_PER_CUT_OVER", 2)
+        monkeypatch.setattr(module, "_ROWS_PER_TRANSACTION", 2)
+    with closing(open_store(database, INLINE)) as store:
+        asyncio.run(fill(store))
+
+        def append(number: int) -> None:
+            async def work() -> None:
+                stream = await store.load(SESSION, Window(last=0), lambda loaded: loaded.stream)
+                assert stream is not None
+                delta = {"session": {DO: ["put", f"row {number}", number]}, "app": {"n": number}}
+                cursor = Cursor(stream.id, stream.conversation_version)
+                await store.append(SESSION, new_event(delta=delta), cursor)
+
+            asyncio.run(work())
+
+        steps = Steps(store, before=lambda number: append(number) if number <= 60 else None)
+        rebuild(steps, INLINE, FOLLOWING)
+        assert steps.count > 10
+        stored = rows(store, (*INLINE, *FOLLOWING))
+        names = [row[1] for row in stored["everything"]]
+        assert len([name for name in names if str(name).startswith("row")]) == min(steps.count, 60)
+        assert verify(store, INLINE, FOLLOWING).clean
+        rebuild(store, INLINE)
+        assert rows(store, INLINE) == {p.name: stored[p.name] for p in INLINE}
+
+
+class Steps:
+    """A store that calls back before each transaction and snapshot, or inside one, at its end."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        *,
+        before: Callable[[int], None] = lambda _: None,
+        inside: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._before = before
+        self._inside = inside
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _step(self, run: Callable[..., Any], function: Callable[[Any], Any]) -> Any:
+        self.count += 1
+        number = self.count
+        self._before(number)
+
+        def and_then(transaction: Any) -> Any:
+            result = function(transaction)
+            self._inside(number)
+            return result
+
+        return run(and_then)
+
+    def transact(self, function: Callable[[Any], Any]) -> Any:
+        return self._step(self._store.transact, function)
+
+    def snapshot(self, function: Callable[[Any], Any]) -> Any:
+        return self._step(self._store.snapshot, function)
+
+
+def _follow_for_ever(path: Path) -> None:
+    with closing(open_store(path, BUILT_IN)) as store:
+        while True:
+            run(store, FOLLOWING)
+
+
+def test_a_rebuild_and_a_run_of_the_same_projection_apply_each_event_once(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_much(store, 300)
+        rebuild(store, (), FOLLOWING)
+        follower = PROCESSES.Process(target=_follow_for_ever, args=(database,))
+        with writing(database, 1):
+            follower.start()
+            try:
+                for _ in range(12):
+                    before = acknowledgements(database)["w0"]
+                    rebuild(store, (), FOLLOWING)
+                    wait_until(lambda before=before: acknowledgements(database)["w0"] > before)
+                    assert verify(store, BUILT_IN, FOLLOWING).clean
+                assert follower.exitcode is None
+            finally:
+                follower.kill()
+                follower.join()
+        run(store, FOLLOWING)
+        # It counts every event once.
+        ((count,),) = query(database, "SELECT n FROM following WHERE name = 'events'")
+        assert count == store.stats()["events"]
+        assert verify(store, BUILT_IN, FOLLOWING).clean
+
+
+# Ended at any point.
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+def test_ended_at_any_step_the_live_tables_are_untouched_and_the_next_run_works(
+    database: Path, where: str
+) -> None:
+    with closing(open_store(database, INLINE)) as store:
+        asyncio.run(fill(store))
+        query(database, "CREATE INDEX mine ON state (state_value)")
+        rebuild(store, (), FOLLOWING)
+        damaged = "UPDATE state SET state_value = 'damaged' WHERE state_key = 'n'"
+        query(database, damaged)
+        before = rows(store, (*INLINE, *FOLLOWING))
+        for last in range(1, 1000):
+
+            def end(number: int, last: int = last) -> None:
+                if number == last:
+                    raise KeyboardInterrupt
+
+            steps = Steps(store, **{where: end})
+            try:
+                rebuild(steps, INLINE, FOLLOWING)
+            except KeyboardInterrupt:
+                ended_late = rows(store, (*INLINE, *FOLLOWING)) != before
+            else:
+                break
+            query(database, "SELECT * FROM adk_state")
+            if ended_late:
+                # All was done but for clearing away what is left of the old tables.
+                assert {name for (name,) in leftovers(database)} <= {
+                    f"retired{of}"
+                    for of in ("_sessions", "_state", "_everything", "_following", ": mine")
+                }
+                query(database, damaged)
+                assert rows(store, (*INLINE, *FOLLOWING)) == before
+        assert last > 10
+        assert leftovers(database) == []
+        assert verify(store, INLINE, FOLLOWING).clean
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def _rebuild_for_ever(path: Path, ready: Any) -> None:
+    with closing(open_store(path, BUILT_IN)) as store:
+        while True:
+            rebuild(store, BUILT_IN)
+            ready.set()
+
+
+def test_killed_at_random_moments_nothing_is_changed(database: Path) -> None:
+    chance = random.Random(1)
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_much(store, 2500)
+        query(database, "CREATE INDEX mine ON state (position DESC) WHERE position > 100")
+        before = rows(store)
+        for _ in range(6):
+            ready = PROCESSES.Event()
+            process = PROCESSES.Process(target=_rebuild_for_ever, args=(database, ready))
+            process.start()
+            assert ready.wait(60)
+            time.sleep(chance.random() / 8)
+            process.kill()
+            process.join()
+            assert rows(store) == before
+            assert query(database, "PRAGMA integrity_check") == [("ok",)]
+        assert verify(store, BUILT_IN).clean
+        rebuild(store, BUILT_IN)
+        assert leftovers(database) == []
+        assert query(database, "SELECT tbl_name FROM sqlite_schema WHERE name = 'mine'") == [
+            ("state",)
+        ]
+
+
+# One at a time.
+
+
+def _maintain(path: Path, held: Any) -> None:
+    with closing(open_store(path, BUILT_IN)) as store, store.maintaining("test"):
+        held.set()
+        time.sleep(600)
+
+
+def test_maintenance_keeps_other_maintenance_off_and_not_the_writers(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        held = PROCESSES.Event()
+        process = PROCESSES.Process(target=_maintain, args=(database, held))
+        process.start()
+        try:
+            assert held.wait(60)
+            for verb, run in (
+                ("rebuild", lambda: rebuild(store, BUILT_IN)),
+                ("rebuild", lambda: rebuild_scope(store, BUILT_IN, (), Scope("app"))),
+                ("verify", lambda: verify(store, BUILT_IN)),
+                ("vacuum", lambda: scavenge(store, BUILT_IN)),
+            ):
+                with pytest.raises(MaintenanceRunning, match=f"{verb}.*process {process.pid}"):
+                    run()
+            asyncio.run(fill(store))
+        finally:
+            process.kill()
+            process.join()
+        rebuild(store, BUILT_IN)  # who dies gives it up
+
+
+@pytest.mark.parametrize("outer", [rebuild, verify])
+@pytest.mark.parametrize("inner", [rebuild, verify, scavenge])
+def test_one_process_does_not_get_in_its_own_way(
+    database: Path, outer: Callable[..., Any], inner: Callable[..., Any]
+) -> None:
+    with (
+        closing(open_store(database, BUILT_IN)) as store,
+        closing(open_store(database, BUILT_IN)) as second,
+    ):
+        asyncio.run(fill(store))
+
+        def progress(*_: int) -> None:
+            inner(second, BUILT_IN)
+
+        with pytest.raises(MaintenanceRunning):
+            outer(store, BUILT_IN, progress=progress)
+        assert leftovers(database) or outer is verify
+        rebuild(second, BUILT_IN)
+        assert leftovers(database) == []
+
+
+# What users put around the tables.
+
+INDEXES = {
+    "plain": "CREATE INDEX plain ON state (state_value)",
+    "partial": "CREATE INDEX partial ON state(position DESC) WHERE state_value <> 'state.x'",
+    "qualified": "CREATE INDEX qualified ON state(position) WHERE main.state . position > 1.5",
+    'q"uo te': 'CREATE INDEX "q""uo te" ON "state" ( "state_value" COLLATE NOCASE , position )',
+    "it's": "CREATE INDEX 'it''s'ON'state'(position)",
+    "[x": "CREATE INDEX [[x] -- a comment ON nothing\n ON/* of mine */[state](position, owner_id)",
+    "`y": "CREATE INDEX IF NOT EXISTS main.```y`ON`state`(owner_id)",
+    "größe$1": "CREATE INDEX größe$1 ON STATE(state_key, state_value)",
+    "😀": "CREATE INDEX 😀 ON state(state_key DESC)",
+    "shadow_plain": "CREATE INDEX shadow_plain ON state(state_value, position)",
+    "retired_plain": "CREATE INDEX retired_plain ON state(state_value, owner_id)",
+}
+
+
+def indexes(database: Path) -> dict[str, tuple[str, str]]:
+    found = query(
+        database, "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'index' AND sql > ''"
     )
-    for key in (SESSION, session("other")):
-        await store.delete(key, new_event(EventType.SESSION_DELETED))
-    result = await asyncio.to_thread(scavenge, store, BUILT_IN)
-    assert (result.sessions, result.events, result.keys_carried_over) == (2, 9, 4)
-    assert sorted(query(database, "SELECT scope, state_key, state_value FROM adk_state")) == [
-        ("app", "a", '"\\u00e9"'),  # as it is stored beside a NaN, which strict JSON cannot hold
-        ("app", "b", "NaN"),
-        ("user", "u", "2"),
-        ("user", "v", '"\\u00e9"'),
-    ]
-    assert query(database, "SELECT DISTINCT session_id FROM streams") == [("",)]
-    assert query(database, "SELECT type FROM events") == [
-        ("state_set",), ("state_set",), ("state_set",), ("state_set",), ("vacuumed",)
-    ]  # fmt: skip
-    assert (await asyncio.to_thread(verify, store, BUILT_IN)).clean
-    assert (await asyncio.to_thread(scavenge, store, BUILT_IN)).sessions == 0
+    ours = ("streams_live", "streams_deleted")
+    return {name: (table, sql) for name, table, sql in found if name not in ours}
 
 
-async def test_shrinking_gives_space_back(store: EventStore, database: Path) -> None:
-    loaded = await store.create(SESSION, created())
-    cursor = Cursor(loaded.stream.id, 1)
-    for _ in range(100):
-        await store.append(SESSION, new_event(data="x" * 50_000), cursor)
-    await store.delete(SESSION, new_event(EventType.SESSION_DELETED))
-    await asyncio.to_thread(store.shrink)
-    large = database.stat().st_size
-    scavenge(store, BUILT_IN)
-    store.shrink()
-    assert database.stat().st_size < large / 20
+def test_indexes_and_views_of_users_follow_the_new_table(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_much(store, 800)
+        query(
+            database,
+            *INDEXES.values(),
+            "CREATE VIEW mine AS SELECT state_key, count(*) FROM state GROUP BY 1",
+            "CREATE VIEW more AS SELECT * FROM adk_state JOIN mine USING (state_key)",
+            "CREATE VIEW broken AS SELECT * FROM gone",
+            "CREATE TABLE notes (state_key TEXT)",
+            "CREATE INDEX notes_by_key ON notes (state_key)",
+            "ANALYZE",
+        )
+        before, seen = indexes(database), query(database, "SELECT * FROM more ORDER BY 1, 2, 3")
+        assert before.keys() == INDEXES.keys() | {"notes_by_key"}
+        for _ in range(2):
+            rebuild(store, BUILT_IN)
+            assert indexes(database) == before
+            assert leftovers(database) == [("shadow_plain",), ("retired_plain",)]
+            assert query(database, "PRAGMA integrity_check") == [("ok",)]
+            assert query(database, "SELECT * FROM more ORDER BY 1, 2, 3") == seen
+        for name in INDEXES:
+            quoted = name.replace('"', '""')
+            where = {"partial": "position > 3 AND state_value <> 'state.x'"}.get(
+                name, "position > 1.5"
+            )
+            sql = f'SELECT * FROM state INDEXED BY "{quoted}" WHERE {where}'
+            assert len(query(database, sql)) == 700
+            assert name in str(query(database, f"EXPLAIN QUERY PLAN {sql}"))
+        plan = query(database, "EXPLAIN QUERY PLAN SELECT * FROM state WHERE state_value = '5'")
+        assert "plain" in str(plan)
+        assert verify(store, BUILT_IN).clean
+
+
+def test_what_a_user_does_to_indexes_during_a_rebuild_stays_done(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        query(
+            database,
+            "CREATE INDEX kept ON state (state_value)",
+            "CREATE INDEX dropped ON state (state_value)",
+            "CREATE INDEX other ON state (state_value)",
+        )
+
+        def change(*_: int) -> None:
+            query(
+                database,
+                "DROP INDEX dropped",
+                "DROP INDEX other",
+                "CREATE INDEX other ON state (position)",
+                "CREATE INDEX late ON state (position DESC)",
+            )
+
+        rebuild(store, (BUILT_IN[1],), progress=change)
+        assert {name: sql for name, (table, sql) in indexes(database).items()} == {
+            "kept": "CREATE INDEX kept ON state (state_value)",
+            "other": "CREATE INDEX other ON state (position)",
+            "late": "CREATE INDEX late ON state (position DESC)",
+        }
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]
+        asyncio.run(store_more(store))
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def store_more(store: EventStore) -> None:
+    stream = await store.load(SESSION, Window(last=0), lambda loaded: loaded.stream)
+    assert stream is not None
+    cursor = Cursor(stream.id, stream.conversation_version)
+    await store.append(SESSION, new_event(delta={"session": {"more": 1}}), cursor)
+
+
+class Second(Everything):
+    """Another version, whose table has a column less."""
+
+    version = 2
+    table = Table(
+        "everything", key={"owner_id": "integer", "name": "text"}, columns={"n": "integer"}
+    )
+
+    def apply(self, event: Any) -> Any:
+        for change in super().apply(event):
+            if hasattr(change, "values"):
+                change = change._replace(values=change.values[:1])
+            yield change
+
+
+def test_another_version_of_a_projection_takes_the_place_of_the_one_before(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_store(database, INLINE)) as store:
+        asyncio.run(fill(store))
+        delta = {"session": {DO: ["put", "row", 5]}}
+        perform_all(store, [("set", SESSION[3:0:-1], delta)])
+        query(
+            database,
+            "CREATE INDEX fits ON everything (n DESC)",
+            "CREATE INDEX lost ON everything (said)",
+        )
+    second: tuple[Projection, ...] = (*BUILT_IN, Second())
+    with closing(open_store(database, second, for_rebuild=True)) as store:
+        rebuild(store, (second[-1],))
+        assert "lost does not fit" in caplog.text
+        assert indexes(database) == {
+            "fits": ("everything", "CREATE INDEX fits ON everything (n DESC)")
+        }
+        assert leftovers(database) == []
+        assert verify(store, second).clean
+        assert [row[1:] for row in rows(store, second)["everything"]] == [("events", 7), ("row", 5)]
+    open_store(database, second).close()
+    assert query(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+# Of one scope.
+
+
+def fill_scopes(store: EventStore) -> None:
+    async def work() -> None:
+        for app in ("app", "other"):
+            for user in ("u", "v"):
+                for name in ("1", "2"):
+                    key = session(name, user, app)
+                    delta = {"session": {"s": name}, "user": {"u": user}, "app": {"a": app}}
+                    for scope in delta:
+                        delta[scope][DO] = ["put", f"of {scope}", len(name)]
+                    loaded = await store.create(key, created(**delta))
+                    cursor = Cursor(loaded.stream.id, 1)
+                    await store.append(key, new_event(delta={"session": {"n": 1}}), cursor)
+        await store.delete(session("2", "v"), new_event(EventType.SESSION_DELETED))
+
+    asyncio.run(work())
+
+
+SCOPES = [
+    (Scope("app"), "app_name = 'app'"),
+    (Scope("app", "u"), "app_name = 'app' AND user_id = 'u'"),
+    (Scope("app", "v"), "app_name = 'app' AND user_id = 'v'"),
+    (Scope("app", "u", "1"), "app_name = 'app' AND user_id = 'u' AND session_id = '1'"),
+]
+
+
+@pytest.mark.parametrize(("scope", "where"), SCOPES)
+def test_only_the_rows_of_a_scope_are_put_right(database: Path, scope: Scope, where: str) -> None:
+    everything = (*INLINE, *FOLLOWING)
+    with closing(open_store(database, INLINE)) as store:
+        fill_scopes(store)
+        rebuild(store, (), FOLLOWING)
+        asyncio.run(fill(store))  # which the asynchronous one has not folded
+        right = rows(store, everything)
+        for projection in everything:
+            table = projection.table
+            query(
+                database,
+                f"DELETE FROM {table.name} WHERE {table.owner} % 2 = 0",
+                f"UPDATE {table.name} SET {next(iter(table.columns))} = 77",
+                *(
+                    f"INSERT INTO {table.name} SELECT id, 'made up', {values} FROM streams"
+                    for values in [{"state": "'1', 1"}.get(table.name, "1, '', 1")]
+                    if len(table.key) == 2
+                ),
+            )
+        damaged = rows(store, everything)
+        within = {id_ for (id_,) in query(database, f"SELECT id FROM streams WHERE {where}")}
+        dry = rebuild_scope(store, INLINE, FOLLOWING, scope, dry_run=True)
+        assert rows(store, everything) == damaged
+        rebuilt = rebuild_scope(store, INLINE, FOLLOWING, scope)
+        assert [r.changed for r in dry] == [r.changed for r in rebuilt]
+        for projection, report in zip(everything, rebuilt, strict=True):
+            name = projection.name
+            expected = [row for row in damaged[name] if row[0] not in within]
+            expected += [row for row in right[name] if row[0] in within]
+            assert rows(store, everything)[name] == sorted(expected)
+            wrong = set(damaged[name]) ^ set(right[name])
+            keys = {row[: len(projection.table.key)] for row in wrong if row[0] in within}
+            assert report.changed == len(keys) > 0
+
+
+def test_a_session_is_put_right_without_reading_the_rest_of_the_log(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_scopes(store)
+        right = rows(store)
+        attack(
+            database,
+            "UPDATE events SET data = 'damaged', delta = 'damaged' WHERE stream_id <> 3",
+            "UPDATE state SET state_value = 7 WHERE owner_id = 3",
+        )
+        with pytest.raises(CorruptEvent):
+            rebuild(store, BUILT_IN)
+        with pytest.raises(CorruptEvent):
+            rebuild_scope(store, BUILT_IN, (), Scope("app", "u"))
+        assert [
+            (r.events, r.changed)
+            for r in rebuild_scope(store, BUILT_IN, (), Scope("app", "u", "1"))
+        ] == [(2, 0), (2, 3)]
+        assert rows(store)["state"] == right["state"]
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [Scope("nothing"), Scope("app", "nobody"), Scope("app", "u", "3"), Scope("app", "v", "2")],
+)
+def test_a_scope_that_is_not_there(database: Path, scope: Scope) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_scopes(store)
+        with pytest.raises(StreamNotFound):
+            rebuild_scope(store, BUILT_IN, (), scope)
+
+
+def test_a_scope_is_put_right_while_others_write_into_it(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_much(store, 1500)
+        with writing(database, 2):
+            for round_ in range(8):
+                query(
+                    database,
+                    "UPDATE state SET state_value = '-1' WHERE owner_id = 3 AND state_key < 'k5'",
+                    "DELETE FROM state WHERE owner_id IN (1, 2) AND state_key LIKE '%-3'",
+                )
+                before = acknowledgements(database)
+                rebuild_scope(store, BUILT_IN, (), Scope("app", None if round_ % 2 else "user"))
+                if round_ % 2:
+                    assert verify(store, BUILT_IN).clean
+                wait_until(
+                    lambda before=before: all(
+                        n > before[name] for name, n in acknowledgements(database).items()
+                    )
+                )
+        rebuild_scope(store, BUILT_IN, (), Scope("app"))
+        assert_nothing_is_lost(database, store)
+        assert verify(store, BUILT_IN).clean
+
+
+# The command.
 
 
 def test_the_command_says_what_it_did(database: Path) -> None:
