@@ -117,13 +117,17 @@ class Request(Generic[T]):
 
 
 class Read(Request[T]):
-    """A function of one snapshot."""
+    """A function of one snapshot, which may be executed twice.
 
-    __slots__ = ("function",)
+    With `brief` it may be executed on the thread of an event loop, where it gives up with TooLong.
+    """
 
-    def __init__(self, function: Callable[[ReadTransaction], T]) -> None:
+    __slots__ = ("brief", "function")
+
+    def __init__(self, function: Callable[[ReadTransaction], T], *, brief: bool = False) -> None:
         super().__init__()
         self.function = function
+        self.brief = brief
 
 
 class Write(Request[T]):
@@ -132,10 +136,11 @@ class Write(Request[T]):
     It must leave the transaction as it found it when it raises an EventStoreError before its first
     write; whatever it raises later makes the engine run it again alone. `find` tells whether what
     it wrote is stored, when a commit's outcome is unknown; it is False when it wrote nothing.
-    With `alone` it has a transaction of its own in any case, for work that is long.
+    With `alone` it has a transaction of its own in any case, for work that is long. With `brief` it
+    may be executed on the thread of an event loop.
     """
 
-    __slots__ = ("alone", "find", "full", "function")
+    __slots__ = ("alone", "brief", "find", "full", "function")
 
     def __init__(
         self,
@@ -144,6 +149,7 @@ class Write(Request[T]):
         find: Callable[[WriteTransaction], bool] | None = None,
         full: bool = False,
         alone: bool = False,
+        brief: bool = False,
         on_outcome: Callable[[T | None], None] | None = None,
         on_done: Callable[[], None] | None = None,
     ) -> None:
@@ -152,6 +158,7 @@ class Write(Request[T]):
         self.find = find
         self.full = full
         self.alone = alone
+        self.brief = brief and not full
 
 
 class Checkpoint(Request[None]):
@@ -162,6 +169,10 @@ class Checkpoint(Request[None]):
 
 def settle(requests: Iterable[Request[Any]]) -> None:
     """Delivers outcomes with one wake-up per event loop, in the order given."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
     by_loop: dict[asyncio.AbstractEventLoop, list[Request[Any]]] = {}
     for request in requests:
         request.settled = True
@@ -171,6 +182,9 @@ def settle(requests: Iterable[Request[Any]]) -> None:
         else:
             by_loop.setdefault(request.loop, []).append(request)
     for loop, waiting in by_loop.items():
+        if loop is here:
+            loop.call_soon(_deliver_all, waiting)
+            continue
         # A loop that is closed has nobody left who awaits.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_deliver_all, waiting)
