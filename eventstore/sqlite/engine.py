@@ -7,13 +7,15 @@ only after it holds the gate, so whatever arrived while it waited rides along.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import queue
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from eventstore import _platform
@@ -43,9 +45,9 @@ _IDLE_S: Final = 2.0
 _STEP_REQUESTS_MAX: Final = 64
 _STEP_S: Final = 0.005
 """How long a loop is held up by reads of one step; the writes behind them take about as long."""
-_SLOW_S: Final = 0.015
+_WAITED_S: Final = 0.005
 _PATIENCE_S: Final = 1.0
-"""How long nothing is executed on a loop after a step that was slower than `_SLOW_S`."""
+"""How long nothing is executed on a loop after a step that had to wait longer than `_WAITED_S`."""
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 _WATCH_S: Final = 1.0
 
@@ -220,13 +222,13 @@ class Engine:
         """Executes what waits for as long as a loop may be held up."""
         if self.abandoned:
             return
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.thread_time()
         with self._lock:
             self._steps.discard(loop)
         self._read_here(began + _STEP_S)
         self._write_here()
         with self._lock:
-            if time.monotonic() - began > _SLOW_S:
+            if time.monotonic() - began - (time.thread_time() - worked) > _WAITED_S:
                 # The disk is slow, or a busy thread keeps the interpreter.
                 self._slow_until = time.monotonic() + _PATIENCE_S
                 self._hand_over_reads()
@@ -452,10 +454,37 @@ class _Reader:
         connection.execute("BEGIN")
         try:
             transaction = ReadTransaction(connection, engine._tables, brief=self._brief)  # noqa: SLF001
-            return request.function(transaction)
+            with _collection_paused():
+                return request.function(transaction)
         finally:
             if connection.in_transaction:
                 connection.execute("COMMIT")
+
+
+_pausing: Final = threading.Lock()
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keeps the garbage collector out while a read makes its objects, all of which stay.
+
+    It would go through them over and over, and count them as a reason to go through all others
+    the process has: together that took longer than the reads themselves. Whoever pauses does so
+    alone, so that reads that overlap do not keep it out for good.
+    """
+    if not _pausing.acquire(blocking=False):
+        yield
+        return
+    try:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+    finally:
+        _pausing.release()
 
 
 def _start(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -40,7 +40,7 @@ _NO_LIMIT: Final = -1
 _PAGE_ROWS: Final = 2_000
 _NO_CODEC: Final = {0: ""}
 _BRIEF_EVENTS: Final = 250
-_BRIEF_S: Final = 0.001
+_BRIEF_S: Final = 0.004
 SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
 
 
