@@ -45,8 +45,8 @@ _IDLE_S: Final = 2.0
 _STEP_REQUESTS_MAX: Final = 64
 _STEP_S: Final = 0.005
 """How long a loop is held up by reads of one step; the writes behind them take about as long."""
-_WAITED_S: Final = 0.005
-_PATIENCE_S: Final = 1.0
+_WAITED_S: Final = 0.010
+_PATIENCE_S: Final = 0.25
 """How long nothing is executed on a loop after a step that had to wait longer than `_WAITED_S`."""
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 _WATCH_S: Final = 1.0
