@@ -265,6 +265,8 @@ class Engine:
             return False
         try:
             if not self._gate.enter_if_free():
+                # Another process writes: the writer stands in line, which is fair to both.
+                self._slow_until = time.monotonic() + _PATIENCE_S
                 return False
             try:
                 return self._commit_at_once(self._take_brief(_STEP_REQUESTS_MAX))
