@@ -1,7 +1,8 @@
 """The threads on one database file: a writer that commits in groups, readers, and a watchdog.
 
 The writer takes all requests that wait, in the gate, and commits them once. It drains the queue
-only after it holds the gate, so whatever arrived while it waited rides along.
+only after it holds the gate, so whatever arrived while it waited rides along. What is brief and
+need not wait for anything is done in the same way on the thread of the loop that awaits it.
 """
 
 from __future__ import annotations

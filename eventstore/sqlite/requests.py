@@ -24,8 +24,8 @@ class Request(Generic[T]):
     The outcome reaches an awaiting task through its loop, or a blocked thread through an event.
     `on_done` is called before either, on the loop's thread when there is one: also when the task
     that waited was cancelled, but not when its loop has ended. `on_outcome` is called before that
-    on the engine's thread, in commit order and in any case: with the result, None on failure. It
-    must be quick, and must not raise.
+    on the thread that commits, in commit order and in any case: with the result, None on failure.
+    It must be quick, and must not raise.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class Request(Generic[T]):
         return self._error is not None
 
     def report(self) -> None:
-        """Tells the outcome on the engine's thread."""
+        """Tells the outcome on the thread that commits."""
         if self.on_outcome is not None:
             self.on_outcome(None if self._error is not None else self._result)
 
