@@ -145,7 +145,7 @@ class EventStore(Protocol):
         """Appends a conversation event behind the one the cursor stands at, and moves the cursor.
 
         When others have appended since, it is refused, or, with `merge`, appended behind theirs:
-        `merge` converts each event the holder missed, on a thread of the store. A cursor that stands
+        `merge` converts each event the holder missed, on any thread. A cursor that stands
         on no version, or on a stream that was deleted, is always refused.
 
         An event that is stored already with equal content changes nothing and is reported where
