@@ -85,8 +85,10 @@ def merge_scopes(scopes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The inverse of `split_scopes`: one dict, keys with their prefixes."""
     merged: dict[str, Any] = {}
     for scope, members in scopes.items():
-        prefix = _PREFIXES.get(scope, "")
-        merged.update((prefix + key, value) for key, value in members.items())
+        if prefix := _PREFIXES.get(scope):
+            merged.update((prefix + key, value) for key, value in members.items())
+        else:
+            merged.update(members)
     return merged
 
 

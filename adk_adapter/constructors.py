@@ -41,7 +41,11 @@ _HARMLESS_VALIDATORS: Final = {
 _SIMPLE: Final = (str, int, float, bool)
 
 _new = object.__new__
-_set = object.__setattr__
+# Found once, not for each object.
+_set_values = BaseModel.__dict__["__dict__"].__set__
+_set_names = BaseModel.__dict__["__pydantic_fields_set__"].__set__
+_set_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
+_set_private = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
 class Unsure(Exception):
@@ -105,6 +109,13 @@ def _constructor(model: type[BaseModel]) -> Convert:
     if model is Event:
         required = required | {"id", "timestamp"}  # else it would get a new one at each loading
     post_init = model.model_post_init is not BaseModel.model_post_init
+    private: dict[str, Any] | None = None
+    if (
+        model.model_post_init.__name__ == "init_private_attributes"
+    ):  # pydantic's, and does only that
+        initial = {name: each.default for name, each in model.__private_attributes__.items()}
+        if all(value is None or isinstance(value, _SIMPLE) for value in initial.values()):
+            private, post_init = initial, False
 
     def construct(data: dict[str, Any]) -> BaseModel:
         values = defaults.copy()
@@ -124,10 +135,10 @@ def _constructor(model: type[BaseModel]) -> Convert:
             if name not in names:
                 values[name] = factory()
         made = _new(model)
-        _set(made, "__dict__", values)
-        _set(made, "__pydantic_fields_set__", names)
-        _set(made, "__pydantic_extra__", None)
-        _set(made, "__pydantic_private__", None)
+        _set_values(made, values)
+        _set_names(made, names)
+        _set_extra(made, None)
+        _set_private(made, None if private is None else private.copy())
         if post_init:
             made.model_post_init(None)
         return made

@@ -5,7 +5,7 @@ so that none makes another stale. The session itself changes only after a commit
 the log, and also when the task that waited was cancelled: otherwise a cancelled append that was
 stored would make the next one stale.
 
-The store's thread reports every outcome, in commit order; the loop that appended applies what was
+The thread that commits reports every outcome, in order; the loop that appended applies what was
 reported. Where that loop has ended meanwhile (ADK's `Runner.run` has one for each call), the next
 append through the session does.
 """

@@ -409,7 +409,7 @@ def _move_temporary_keys(session: AdkSession, event: Event) -> None:
 
 
 def _session(loaded: Loaded) -> Session:
-    """Makes the ADK session of a snapshot. Called on the store's threads."""
+    """Makes the ADK session of a snapshot. Called on any thread."""
     stream = loaded.stream
     if not (rows := [row for row in loaded.rows["sessions"] if row[0] == stream.id]):
         raise ProjectionMissing(

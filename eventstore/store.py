@@ -263,11 +263,11 @@ class EventStore(Protocol):
         """Appends a conversation event behind the one the cursor stands at, and moves the cursor.
 
         When others have appended since, it is refused, or, with `merge`, appended behind theirs:
-        `merge` converts each event the holder missed, on the store's thread. A cursor that stands
+        `merge` converts each event the holder missed, on any thread. A cursor that stands
         on no version, or on a stream that was deleted, is always refused.
 
         An event that is stored already with equal content changes nothing and is reported where
-        it is, before the cursor is even looked at. `on_outcome` is called on the store's thread,
+        it is, before the cursor is even looked at. `on_outcome` is called on any thread,
         in commit order and in any case: with the outcome, None when it failed. It must be quick,
         and must not raise. `on_done` is called behind it on the loop's thread before the future is
         done, also when nobody awaits the future any more.
@@ -291,8 +291,8 @@ class EventStore(Protocol):
     ) -> asyncio.Future[T | None]:
         """Reads a stream in one snapshot; None when there is none.
 
-        `convert` is called on one of the store's threads, so that decoding a long conversation
-        does not hold up the loop.
+        `convert` is called on one of the store's threads when the conversation is long, so that
+        decoding it does not hold up the loop. It may be called twice.
         """
 
     def read(

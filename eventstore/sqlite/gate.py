@@ -42,6 +42,8 @@ class Gate:
         except BaseException:
             self._turn.close()
             raise
+        # The file locks belong to the process: between its threads they decide nothing.
+        self._inside = threading.Lock()
         self._since: float | None = None
         self._contended = threading.Event()
         self._watched = True
@@ -49,19 +51,35 @@ class Gate:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Holds the write lock, waiting for it without a limit."""
-        if not self._enter(blocking=False):
-            self._since = time.monotonic()
-            self._contended.set()
+        with self._inside:
+            if not self._enter(blocking=False):
+                self._since = time.monotonic()
+                self._contended.set()
+                try:
+                    self._enter(blocking=True)
+                finally:
+                    self._since = None
+                    self._contended.clear()
             try:
-                self._enter(blocking=True)
+                self._write.sign()
+                yield
             finally:
-                self._since = None
-                self._contended.clear()
-        try:
-            self._write.sign()
-            yield
-        finally:
-            self._write.release()
+                self._write.release()
+
+    def enter_if_free(self) -> bool:
+        """Takes the write lock if nobody holds it or waits for it; then `leave` gives it back."""
+        if not self._inside.acquire(blocking=False):
+            return False
+        if not self._enter(blocking=False):
+            self._inside.release()
+            return False
+        self._write.sign()
+        return True
+
+    def leave(self) -> None:
+        """Gives back what `enter_if_free` took."""
+        self._write.release()
+        self._inside.release()
 
     @contextmanager
     def held_within(self, seconds: float) -> Iterator[None]:

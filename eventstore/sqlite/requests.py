@@ -24,8 +24,8 @@ class Request(Generic[T]):
     The outcome reaches an awaiting task through its loop, or a blocked thread through an event.
     `on_done` is called before either, on the loop's thread when there is one: also when the task
     that waited was cancelled, but not when its loop has ended. `on_outcome` is called before that
-    on the engine's thread, in commit order and in any case: with the result, None on failure. It
-    must be quick, and must not raise.
+    on the thread that commits, in commit order and in any case: with the result, None on failure.
+    It must be quick, and must not raise.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class Request(Generic[T]):
         return self._error is not None
 
     def report(self) -> None:
-        """Tells the outcome on the engine's thread."""
+        """Tells the outcome on the thread that commits."""
         if self.on_outcome is not None:
             self.on_outcome(None if self._error is not None else self._result)
 
@@ -118,13 +118,17 @@ class Request(Generic[T]):
 
 
 class Read(Request[T]):
-    """A function of one snapshot."""
+    """A function of one snapshot, which may be executed twice.
 
-    __slots__ = ("function",)
+    With `brief` it may be executed on the thread of an event loop, where it gives up with TooLong.
+    """
 
-    def __init__(self, function: Callable[[ReadTransaction], T]) -> None:
+    __slots__ = ("brief", "function")
+
+    def __init__(self, function: Callable[[ReadTransaction], T], *, brief: bool = False) -> None:
         super().__init__()
         self.function = function
+        self.brief = brief
 
 
 class Write(Request[T]):
@@ -133,10 +137,11 @@ class Write(Request[T]):
     It must leave the transaction as it found it when it raises an EventStoreError before its first
     write; whatever it raises later makes the engine run it again alone. `find` tells whether what
     it wrote is stored, when a commit's outcome is unknown; it is False when it wrote nothing.
-    With `alone` it has a transaction of its own in any case, for work that is long.
+    With `alone` it has a transaction of its own in any case, for work that is long. With `brief` it
+    may be executed on the thread of an event loop.
     """
 
-    __slots__ = ("alone", "find", "full", "function")
+    __slots__ = ("alone", "brief", "find", "full", "function")
 
     def __init__(
         self,
@@ -145,6 +150,7 @@ class Write(Request[T]):
         find: Callable[[WriteTransaction], bool] | None = None,
         full: bool = False,
         alone: bool = False,
+        brief: bool = False,
         on_outcome: Callable[[T | None], None] | None = None,
         on_done: Callable[[], None] | None = None,
     ) -> None:
@@ -153,6 +159,7 @@ class Write(Request[T]):
         self.find = find
         self.full = full
         self.alone = alone
+        self.brief = brief and not full
 
 
 class Checkpoint(Request[None]):
@@ -163,6 +170,10 @@ class Checkpoint(Request[None]):
 
 def settle(requests: Iterable[Request[Any]]) -> None:
     """Delivers outcomes with one wake-up per event loop, in the order given."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
     by_loop: dict[asyncio.AbstractEventLoop, list[Request[Any]]] = {}
     for request in requests:
         request.settled = True
@@ -172,6 +183,9 @@ def settle(requests: Iterable[Request[Any]]) -> None:
         else:
             by_loop.setdefault(request.loop, []).append(request)
     for loop, waiting in by_loop.items():
+        if loop is here:
+            loop.call_soon(_deliver_all, waiting)
+            continue
         # A loop that is closed has nobody left who awaits.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_deliver_all, waiting)

@@ -65,9 +65,11 @@ def swap(connection: sqlite3.Connection, projection: Projection) -> None:
     for index, sql in indexes:
         if _unqualified(sql) != _parts(sql)["rest"]:
             connection.execute(f"DROP INDEX {_quoted(index)}")  # the rename would fail on it
+    others = {name: sql for name, sql in _tables(connection).items() if name != live}
     if _exists(connection, live):
         _rename_table(connection, live, _retired(live))
     _rename_table(connection, _shadow(live), live)
+    _restore_references(connection, others)
     if indexes:
         _rename_indexes(connection, indexes)
     create_views(connection, projection)
@@ -108,6 +110,28 @@ def _rename_table(connection: sqlite3.Connection, old: str, new: str) -> None:
         connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
     finally:
         connection.execute("PRAGMA legacy_alter_table = OFF")
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")
+    return dict(rows.fetchall())
+
+
+def _restore_references(connection: sqlite3.Connection, others: dict[str, str]) -> None:
+    """Lets foreign keys of a user's tables refer to the live table, not follow the retired one."""
+    changed = [
+        (others[name], name)
+        for name, sql in _tables(connection).items()
+        if sql != others.get(name, sql)
+    ]
+    if changed:
+        connection.execute("PRAGMA writable_schema = ON")
+        try:
+            connection.executemany(
+                "UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = ?", changed
+            )
+        finally:
+            connection.execute("PRAGMA writable_schema = RESET")
 
 
 def _rename_indexes(connection: sqlite3.Connection, indexes: list[tuple[str, str]]) -> None:

@@ -38,6 +38,8 @@ __all__ = ["SqliteEventStore"]
 T = TypeVar("T")
 
 _OWNERS_PER_QUERY: Final = 500
+_BRIEF_BYTES: Final = 16_384
+"""Content of an event that is written in well under a millisecond."""
 _COPY_PAGES: Final = 1_000
 _SHRINK_PAGES: Final = 1_000
 """Pages given back per transaction, so that no writer waits long."""
@@ -88,8 +90,7 @@ class SqliteEventStore:
             written[:] = [transaction.append(transaction.open_stream(key), event).stream]
             return _loaded(transaction, written[0])
 
-        find = partial(_is_written, written, event)
-        return self._running().future(Write(function, find=find, full=self._full))
+        return self._running().future(self._write(function, written, event))
 
     def append(
         self,
@@ -129,10 +130,12 @@ class SqliteEventStore:
             return Appended(stream.id, recorded.version, missed)
 
         return self._running().future(
-            Write(
+            self._write(
                 function,
-                find=partial(_is_written, written, event),
-                full=self._full,
+                written,
+                event,
+                # How much a holder has missed is not known before.
+                long=merge is not None,
                 on_outcome=on_outcome,
                 on_done=on_done,
             )
@@ -146,8 +149,7 @@ class SqliteEventStore:
             written[:] = [transaction.append(transaction.require_stream(key), event).stream]
             return _loaded(transaction, written[0])
 
-        find = partial(_is_written, written, event)
-        return self._running().future(Write(function, find=find, full=self._full))
+        return self._running().future(self._write(function, written, event))
 
     def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
         """Ends a stream with a tombstone."""
@@ -162,8 +164,7 @@ class SqliteEventStore:
             written.append(stream)
             return True
 
-        find = partial(_is_written, written, event)
-        return self._running().future(Write(function, find=find, full=self._full))
+        return self._running().future(self._write(function, written, event))
 
     def load(
         self, key: StreamKey, window: Window, convert: Callable[[Loaded], T]
@@ -175,7 +176,7 @@ class SqliteEventStore:
                 return None
             return convert(_loaded(transaction, stream, _events(transaction, stream, window)))
 
-        return self._running().future(Read(function))
+        return self._running().future(Read(function, brief=True))
 
     def read(
         self, key: StreamKey, convert: Callable[[Sequence[RecordedEvent]], T]
@@ -210,7 +211,7 @@ class SqliteEventStore:
                 for stream in streams
             ]
 
-        return self._running().future(Read(function))
+        return self._running().future(Read(function, brief=user_id is not None))
 
     def load_rows(self, key: StreamKey, table: str) -> asyncio.Future[Sequence[Row]]:
         """The rows of a projection that belong to one stream."""
@@ -219,7 +220,7 @@ class SqliteEventStore:
             stream = transaction.find_stream(key)
             return () if stream is None else transaction.rows(table, [stream.id])
 
-        return self._running().future(Read(function))
+        return self._running().future(Read(function, brief=True))
 
     def barrier(self) -> asyncio.Future[None]:
         """Done when everything handed over before it is."""
@@ -308,6 +309,26 @@ class SqliteEventStore:
     def _full(self) -> bool:
         return self._durability == "full"
 
+    def _write(
+        self,
+        function: Callable[[WriteTransaction], T],
+        written: Sequence[Stream],
+        event: NewEvent,
+        *,
+        long: bool = False,
+        on_outcome: Callable[[T | None], None] | None = None,
+        on_done: Callable[[], None] | None = None,
+    ) -> Write[T]:
+        size = len(event.delta or b"") + len(event.data or b"")
+        return Write(
+            function,
+            find=partial(_is_written, written, event),
+            full=self._full,
+            brief=not long and size <= _BRIEF_BYTES,
+            on_outcome=on_outcome,
+            on_done=on_done,
+        )
+
     def _running(self) -> Engine:
         """The engine, begun anew in a forked child."""
         if self._closed:
@@ -337,6 +358,10 @@ def _events(
 ) -> Sequence[RecordedEvent]:
     if window.last == 0:
         return ()
+    if window.since is not None or window.last is None:
+        transaction.expect(stream.version)
+    else:
+        transaction.expect(window.last)
     if window.since is not None:
         return transaction.read_conversation_since(stream, window.since, window.last)
     if window.last is not None:

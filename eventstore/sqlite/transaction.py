@@ -43,11 +43,13 @@ from eventstore.sqlite.tables import ProjectionTable
 from eventstore.store import LoggedEvent, Registered, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
-__all__ = ["EventIdTaken", "ReadTransaction", "WriteTransaction"]
+__all__ = ["EventIdTaken", "ReadTransaction", "TooLong", "WriteTransaction"]
 
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
 _CHANGED: Final = "its content does not match its digest"
+_BRIEF_EVENTS: Final = 250
+_BRIEF_S: Final = 0.004
 SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
 
 
@@ -90,18 +92,45 @@ class EventIdTaken(Exception):
     """The insert of an event was refused: its stream holds one with this id."""
 
 
+class TooLong(Exception):
+    """A brief transaction was asked for more than fits into a moment."""
+
+
 class ReadTransaction:
     """Reads of one consistent snapshot.
 
     Every statement is fetched whole before its rows are looked at: a cursor that an exception
     keeps alive would hold the snapshot, and the WAL with it.
+
+    A `brief` one raises TooLong instead of reading many events, or large ones.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, tables: Mapping[str, ProjectionTable]
+        self,
+        connection: sqlite3.Connection,
+        tables: Mapping[str, ProjectionTable],
+        *,
+        brief: bool = False,
     ) -> None:
         self.connection = connection
         self.tables = tables
+        self._until = time.monotonic() + _BRIEF_S if brief else None
+
+    def expect(self, events: int) -> None:
+        """Says how many events are going to be looked at."""
+        if self._until is not None and events > _BRIEF_EVENTS:
+            raise TooLong
+
+    def _fetch(self, cursor: sqlite3.Cursor) -> list[Any]:
+        if self._until is None:
+            return cursor.fetchall()
+        rows = []
+        for row in cursor:
+            rows.append(row)
+            if time.monotonic() > self._until:
+                cursor.close()
+                raise TooLong
+        return rows
 
     def find_stream(self, key: StreamKey) -> Stream | None:
         """The live stream with this key, None when there is none."""
@@ -130,7 +159,7 @@ class ReadTransaction:
             cursor = self.connection.execute(_Q["sessions_of_app"], (app_name,))
         else:
             cursor = self.connection.execute(_Q["sessions_of_user"], (app_name, user_id))
-        return [_stream(row) for row in cursor.fetchall()]
+        return [_stream(row) for row in self._fetch(cursor)]
 
     def rows(self, table: str, owners: Sequence[int]) -> list[Row]:
         """The rows of a projection table that belong to any of the streams, in key order."""
@@ -142,7 +171,8 @@ class ReadTransaction:
         Raises:
             CorruptEvent: a digest does not match, or a version is missing.
         """
-        rows = self.connection.execute(_Q["read_stream_forward"], (stream.id, after)).fetchall()
+        cursor = self.connection.execute(_Q["read_stream_forward"], (stream.id, after))
+        rows = self._fetch(cursor)
         events = self._recorded(stream, rows)
         self._check_dense(stream, events, first=after + 1)
         return events
@@ -155,9 +185,8 @@ class ReadTransaction:
         before = stream.version + 1
         # Events that are no conversation may lie between: read on until there are enough.
         while missing > 0 and before > 1:
-            rows = self.connection.execute(
-                _Q["read_stream_backward"], (stream.id, before, page)
-            ).fetchall()
+            cursor = self.connection.execute(_Q["read_stream_backward"], (stream.id, before, page))
+            rows = self._fetch(cursor)
             if not rows:
                 break
             events = self._recorded(stream, rows)

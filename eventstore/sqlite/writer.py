@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -41,6 +42,10 @@ class _Spoilt(Exception):
     """A request of a group failed behind its first write: the transaction must go."""
 
 
+class _NotNow(Exception):
+    """A transaction would have to wait for something."""
+
+
 class Writer:
     """Executes requests on a connection of its own. Used by one thread at a time, in the gate."""
 
@@ -62,45 +67,74 @@ class Writer:
         """About how many frames the WAL holds that are not in the database file yet."""
         self.for_rebuild = False
         """Whether the projections' tables may be missing or other than they should be."""
+        self.committed_at = 0.0
+        """When something was committed last, on the monotonic clock."""
+        self._doubt: tuple[Sequence[Write[Any]], BaseException] | None = None
+        self._transaction: WriteTransaction | None = None
+        self._full: bool | None
+        self._waits: bool | None
         self._connection: sqlite3.Connection | None = None
         self._wal: tuple[int, int] | None = None
         self._use(connection)
 
-    def commit(self, group: list[Write[Any]]) -> None:
+    def commit(self, group: Sequence[Write[Any]], *, wait: bool = True) -> bool:
         """Commits requests together, or, when one spoils the transaction, each by itself.
 
-        Delivers every outcome, exactly once.
+        Delivers every outcome, exactly once. Without `wait` it may be called where nothing may
+        wait: whatever is not plain is left undone, and False returned for it to be called again
+        with `wait`; or it is left in doubt.
         """
         if not group:
-            return
+            return True
         try:
-            transaction = self._begin(full=any(request.full for request in group))
+            transaction = self._begin(full=any(request.full for request in group), wait=wait)
         except Exception as error:
             self._roll_back()
-            self._fail(group, error)
-            return
+            if wait:
+                self._fail(group, error)
+            return wait
         try:
             for request in group:
                 self._execute(request, transaction, alone=len(group) == 1)
         except _Spoilt:
             self._roll_back()
-            for request in group:
-                self.commit([request])
-            return
+            if wait:
+                for request in group:
+                    self.commit([request])
+            return wait
         if group[0].failed and len(group) == 1:
             self._roll_back()
             settle(group)
-            return
+            return True
         try:
             self._commit(transaction)
         except Exception as error:
             self._roll_back()
-            self._find_out(group, transaction, error)
-            return
+            self.leave_in_doubt(group, error)
+            if wait:
+                self.resolve()
+            return True
         if group[0].alone:
             # Maintenance frees pages, which no count of changes shows.
             self.frames = _platform.file_size(f"{self._path}-wal") // _PAGE_BYTES
         settle(group)
+        return True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether `resolve` is to be called before anything else."""
+        return self._doubt is not None
+
+    def leave_in_doubt(self, group: Sequence[Write[Any]], error: BaseException) -> None:
+        """Leaves it to `resolve` what became of a group whose `commit` was interrupted."""
+        self._doubt = group, error
+
+    def resolve(self) -> None:
+        """Finds out what is in doubt, and delivers the outcomes."""
+        if self._doubt is not None:
+            group, error = self._doubt
+            self._doubt = None
+            self._find_out([request for request in group if not request.settled], error)
 
     def checkpoint(self, mode: str) -> None:
         """Copies the WAL into the file; with mode TRUNCATE empties it too, if readers allow."""
@@ -111,8 +145,9 @@ class Writer:
             try:
                 _, frames, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             finally:
-                connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+                self._waits = None
             self.frames = frames - copied
+            self._syncs = True
         except Exception as error:
             # Everything acknowledged stays in the WAL, and a later checkpoint copies it.
             self.frames = 0
@@ -131,7 +166,10 @@ class Writer:
         self._connection = connection
         self._schema = self._read_schema(connection)
         self._wal = None  # known once the first transaction opened it
-        self._full: bool | None = None  # until the first transaction sets it
+        # Until the first transaction sets them:
+        self._full = self._waits = None
+        # The first commit that writes at the beginning of the WAL again waits for the disk.
+        self._syncs = True
 
     def _ready(self) -> sqlite3.Connection:
         """The connection, opened again where it was given up."""
@@ -153,8 +191,20 @@ class Writer:
         assert self._connection is not None
         return self._connection
 
-    def _begin(self, *, full: bool) -> WriteTransaction:
-        connection = self._ready()
+    def _ready_at_once(self) -> sqlite3.Connection:
+        """The connection, when a transaction on it neither opens a file nor waits for the disk."""
+        if self._connection is None or self._wal is None or self._syncs or self.in_doubt:
+            raise _NotNow
+        check_identity(self._path, self._identity)
+        check_identity(f"{self._path}-wal", self._wal)
+        return self._connection
+
+    def _begin(self, *, full: bool, wait: bool) -> WriteTransaction:
+        connection = self._ready() if wait else self._ready_at_once()
+        if wait != self._waits:
+            timeout_ms = BUSY_TIMEOUT_S * 1000 if wait else 0
+            connection.execute(f"PRAGMA busy_timeout = {timeout_ms:.0f}")
+            self._waits = wait
         if full != self._full:
             connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
             self._full = full
@@ -166,7 +216,8 @@ class Writer:
         if (schema := self._read_schema(connection)) != self._schema:
             self._check_schema(connection)
             self._schema = schema
-        return WriteTransaction(connection, self._tables, self._codecs)
+        self._transaction = WriteTransaction(connection, self._tables, self._codecs)
+        return self._transaction
 
     def _execute(self, request: Write[Any], transaction: WriteTransaction, *, alone: bool) -> None:
         """Runs one request; what it raises before its first write is its own."""
@@ -181,6 +232,8 @@ class Writer:
 
     def _commit(self, transaction: WriteTransaction) -> None:
         transaction.connection.execute("COMMIT")
+        self._syncs = False
+        self.committed_at = time.monotonic()
         # Writes to files that lost their names reach no one: say so instead of acknowledging them.
         check_identity(self._path, self._identity)
         check_identity(f"{self._path}-wal", self._wal)
@@ -190,9 +243,7 @@ class Writer:
             _FRAMES_PER_COMMIT + changes // _CHANGES_PER_FRAME + content_bytes // _PAGE_BYTES
         )
 
-    def _find_out(
-        self, group: list[Write[Any]], transaction: WriteTransaction, error: Exception
-    ) -> None:
+    def _find_out(self, group: Sequence[Write[Any]], error: BaseException) -> None:
         """A commit failed: looks what is stored before anything is said about it.
 
         A group is stored whole or not at all, so one request that is found speaks for the others.
@@ -212,9 +263,10 @@ class Writer:
             self._fail(pending, OutcomeUnknown(self._path, reason))
             return
         if stored:
-            transaction.move_cursors()
+            assert self._transaction is not None
+            self._transaction.move_cursors()
             settle(pending)
-        elif len(group) > 1:
+        elif len(group) > 1 or not isinstance(error, Exception):
             for request in pending:
                 self.commit([request])
         elif group[0].alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import shutil
@@ -801,3 +802,112 @@ async def test_a_commit_that_failed_and_stored_nothing(
         session("other"), Window(), lambda loaded: [e.event_id for e in loaded.events]
     )
     assert stored == [event.event_id]
+
+
+# What is executed on the thread of a loop.
+
+
+async def test_a_program_that_holds_the_file_does_not_hold_up_the_loop(
+    store: EventStore, database: Path
+) -> None:
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    await store.append(SESSION, new_event(), cursor)
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        futures = [store.append(SESSION, new_event(), cursor) for _ in range(3)]
+        for _ in range(10):
+            await asyncio.sleep(0.005)
+            assert await store.load(SESSION, Window(), lambda loaded: len(loaded.events)) == 1
+        assert not any(future.done() for future in futures)
+        connection.execute("ROLLBACK")
+    assert [appended.version for appended in await asyncio.gather(*futures)] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_ctrl_c_while_a_loop_commits(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """It reaches the program, and the appends are done once all the same."""
+    writer = store._engine._write  # type: ignore[attr-defined]
+    real = writer._commit
+    monkeypatch.setattr(engines, "_WAITED_S", 60)  # however busy this machine is
+
+    def interrupt(transaction: object) -> None:
+        here = threading.current_thread() is threading.main_thread()
+        if stored or not here:
+            real(transaction)
+        if here:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    with closing(asyncio.new_event_loop()) as loop:
+        cursor = Cursor(loop.run_until_complete(_created(store)), 1)
+        monkeypatch.setattr(writer, "_commit", interrupt)
+        interrupted = False
+        while not interrupted:  # the first commits are the writer's
+            before = cursor.version
+            assert before is not None
+            tasks = [loop.create_task(_append(store, cursor)) for _ in range(2)]
+            try:
+                loop.run_until_complete(asyncio.wait(tasks))
+            except KeyboardInterrupt:
+                interrupted = True
+            done = loop.run_until_complete(asyncio.gather(*tasks))
+            assert [appended.version for appended in done] == [before + 1, before + 2]
+        assert loop.run_until_complete(_append(store, cursor)).version == before + 3
+
+
+async def _created(store: EventStore) -> int:
+    return (await store.create(SESSION, created())).stream.id
+
+
+async def _append(store: EventStore, cursor: Cursor) -> Appended:
+    return await store.append(SESSION, new_event(), cursor)
+
+
+def test_what_a_loop_that_stopped_handed_over_is_committed_at_close(database: Path) -> None:
+    store = open_store(database, BUILT_IN)
+    with closing(asyncio.new_event_loop()) as loop:
+        cursor = Cursor(loop.run_until_complete(_created(store)), 1)
+
+        def hand_over() -> None:
+            loop.stop()
+            store.append(SESSION, new_event(), cursor)
+
+        loop.call_soon(hand_over)
+        loop.run_forever()
+        store.close()
+    with open_log(database) as again:
+        assert again.stats()["events"] == 2
+
+
+async def test_sessions_of_any_length_are_loaded_whole(store: EventStore) -> None:
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+    for count, size in [(1, 10), (200, 10), (100, 10), (50, 200_000)]:
+        await asyncio.gather(
+            *(store.append(SESSION, new_event(data="x" * size), cursor) for _ in range(count))
+        )
+        versions = await store.load(
+            SESSION, Window(), lambda loaded: [event.version for event in loaded.events]
+        )
+        assert versions == list(range(2, cursor.version + 1))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_reads_leave_the_garbage_collector_as_it_was(
+    store: EventStore, enabled: bool
+) -> None:
+    await store.create(SESSION, created())
+
+    def fail(_: object) -> None:
+        raise RuntimeError("not decodable")
+
+    (gc.enable if enabled else gc.disable)()
+    try:
+        for _ in range(3):
+            await store.load(SESSION, Window(), bool)
+            with pytest.raises(RuntimeError, match="not decodable"):
+                await store.load(SESSION, Window(), fail)
+            assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
