@@ -9,6 +9,7 @@ differ. The schema, with its triggers, is the one the service made.
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import multiprocessing
 import random
@@ -19,6 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from adk_adapter.codec import FINGERPRINT, encode_event, encode_state
@@ -35,7 +37,7 @@ _TEMPLATES = 400
 _OPEN_SESSIONS = 64
 """So many sessions are written to in turn, as by so many users at once."""
 _BATCH_ROWS = 1_000
-_WORTH_A_PROCESS = 50_000
+_WORTH_A_PROCESS = 200_000
 _FIRST_TIMESTAMP = 1_700_000_000.0
 _USER_KEY_EVERY = 16
 _EVENTS_PER_TURN = 4
@@ -68,16 +70,18 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Load:
-    """What to write: `sessions` of some length with `events` in all, and those with a name.
+    """What to write: `sessions` with `events` in all, and those with a name.
 
-    Sessions belong to users of fifty sessions each (see `user_of`), named ones to the user "named",
-    with their name as their id.
+    The number of events of a session is off the mean by up to its `spread`. Sessions belong to
+    users of fifty sessions each (see `user_of`), named ones to the user "named", with their name as
+    their id.
     """
 
     sessions: int
     events: int
     keys: int = 4
     seed: int = 0
+    spread: float = 1 / 3
     named: Mapping[str, Shape] = field(default_factory=dict)
 
     @property
@@ -94,15 +98,16 @@ def prefill(
     events: int,
     keys: int = 4,
     seed: int = 0,
-    named: Mapping[str, Shape] | None = None,
+    spread: float = 1 / 3,
+    named: Mapping[str, Shape] = MappingProxyType({}),
 ) -> Load:
     """Writes sessions of app "bench" into a database that has none of it yet; makes the file.
 
-    `events` ADK events are spread over the sessions, evenly but for chance; each has `keys` keys.
+    See Load for what the arguments mean.
     Nobody else may have the file open. It is unsafe until it is done: nothing is synced, and a
     crash leaves a damaged file.
     """
-    load = Load(sessions, events, keys, seed, named or {})
+    load = Load(sessions, events, keys, seed, spread, named)
     open_store(path, BUILT_IN).close()
     with _no_collections(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         # Without a WAL each page is written once, not twice.
@@ -133,7 +138,7 @@ def _no_collections() -> Iterator[None]:
 
 def session_id(load: Load, number: int) -> str:
     """The id of an unnamed session."""
-    return _uuid(random.Random(f"{load.seed} session {number}").randbytes(16).hex())
+    return _uuid(hashlib.md5(b"%d %d" % (load.seed, number)).hexdigest())
 
 
 def user_of(number: int) -> str:
@@ -247,10 +252,10 @@ class _Log:
             yield StreamKey(StreamKind.SESSION, APP, NAMED_USER, name), shape
         left = self._load.events
         for number in range(self._load.sessions):
-            # On average as many as the others; some have a third more, some a third less.
             mean = left / (self._load.sessions - number)
             last = number == self._load.sessions - 1
-            events = left if last else min(left, round(mean * self._random.uniform(2 / 3, 4 / 3)))
+            chance = 1 + self._load.spread * self._random.uniform(-1, 1)
+            events = left if last else min(left, round(mean * chance))
             left -= events
             user, name = user_of(number), session_id(self._load, number)
             yield StreamKey(StreamKind.SESSION, APP, user, name), Shape(events, self._load.keys)
