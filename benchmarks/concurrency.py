@@ -48,28 +48,47 @@ class Round:
     """How long the longest garbage collection took, which is a part of that."""
 
 
+def prepare(_: int, barrier: Any, name: str, path: Path, processes: int, tasks: int) -> None:
+    """Make the sessions of several processes; some services fail to make tables side by side."""
+
+    async def run() -> None:
+        service = CONTENDERS[name].open(path)
+        for process in range(processes):
+            await _sessions(service, process, tasks)
+        await close(service)
+
+    asyncio.run(run())
+
+
 def append_at_once(
     number: int, barrier: Any, name: str, path: Path, tasks: int, seconds: float, seed: int
 ) -> Round:
     """Each task appends to a session of its own."""
 
-    async def append(session: Session, events: Iterator[Event], clock: Clock) -> None:
-        while event := await clock.next(events):
-            with clock.timed():
-                await service.append_event(session, event)
-
     async def run() -> Round:
-        sessions = [
-            await service.create_session(app_name=APP, user_id=f"user-{number}-{task}")
-            for task in range(tasks)
-        ]
+        service = CONTENDERS[name].open(path)
+
+        async def append(session: Session, events: Iterator[Event], clock: Clock) -> None:
+            while event := await clock.next(events):
+                with clock.timed():
+                    await service.append_event(session, event)
+
         try:
+            sessions = await _sessions(service, number, tasks)
             return await _together(sessions, append, barrier, seconds, seed + number)
         finally:
             await close(service)
 
-    service = CONTENDERS[name].open(path)
     return asyncio.run(run())
+
+
+async def _sessions(service: BaseSessionService, process: int, tasks: int) -> list[Session]:
+    """The sessions of a process, made where they are missing."""
+    keys = [
+        {"app_name": APP, "user_id": f"user-{process}", "session_id": f"{process}-{task}"}
+        for task in range(tasks)
+    ]
+    return [await service.get_session(**key) or await service.create_session(**key) for key in keys]
 
 
 def take_turns(

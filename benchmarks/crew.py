@@ -66,7 +66,7 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         for pipe in self._pipes:
-            pipe.close()
+            pipe.send(None)
         for process in self._processes:
             process.join(5)
 
@@ -76,11 +76,8 @@ class _Failed(str):
 
 
 def _serve(pipe: Connection, number: int, barrier: Any) -> None:
-    while True:
-        try:
-            function, together, arguments = pipe.recv()
-        except EOFError:
-            return
+    while (task := pipe.recv()) is not None:
+        function, together, arguments = task
         try:
             result = function(number, barrier if together else None, *arguments)
         except BaseException:

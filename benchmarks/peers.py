@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, InMemorySessionService, Session
 
-from benchmarks.events import light_events
+from benchmarks.events import event_stream, light_events
 from benchmarks.prefill import APP, NAMED_USER, Load, session_id, user_of
 
 _TEMPLATE = "template"
-_TEMPLATE_EVENTS = 200
+_TEMPLATE_EVENTS = 40
+_DISTINCT_EVENTS = 5_000
+"""A longer session in memory has the same objects several times."""
 
 _MAKE_TARGETS = "CREATE TEMP TABLE target (user_id TEXT, session_id TEXT, events INTEGER)"
 _MAKE_SOURCES = """
@@ -109,10 +110,13 @@ def _copy(
 
 
 def _fill_memory(service: InMemorySessionService, template: Session, load: Load) -> None:
+    """Stores sessions with events of their own, as far as a copy of the session copies them."""
     users = service.sessions[APP]
     own = {key: value for key, value in template.state.items() if ":" not in key}
+    longest = max((length for *_, length in _targets(load)), default=0)
+    stock = list(itertools.islice(event_stream(load.seed), min(longest, _DISTINCT_EVENTS)))
     for user, name, length in _targets(load):
-        events: list[Event] = list(itertools.islice(itertools.cycle(template.events), length))
+        events = list(itertools.islice(itertools.cycle(stock), length))
         if user == NAMED_USER:
             users[user][name].events = events
             continue

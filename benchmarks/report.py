@@ -1,98 +1,95 @@
-"""Prints what a benchmark run kept as JSON as one comparison."""
+"""Prints what a run measured as one table: what was wanted, what came of it, and ADK's services."""
 
-import json
-from collections import defaultdict
-from pathlib import Path
-from statistics import median, quantiles
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.services import CONTENDERS, OURS, OURS_FULL
+from benchmarks.goals import GOALS, ROWS, Figures
+from benchmarks.services import CONTENDERS, DATABASE, MEMORY, OURS, OURS_FULL, SQLITE
 
-TARGETS_MS = {"create_session": 2, "get_session": 5, "append_event": 3, "update_keys": 3}
-WIDTH = 132
+WIDTH = 150
+_PEERS = (MEMORY, SQLITE, DATABASE)
+_SAME_FIGURES = {"append_full": "append_event"}
 
-Samples = dict[str, dict[str, list[float]]]
 
-
-def print_report(path: Path) -> None:
-    """Print the comparison kept at `path`."""
-    run = json.loads(path.read_text(encoding="utf-8"))
-    samples: Samples = defaultdict(lambda: defaultdict(list))
-    facts: dict[str, dict[str, Any]] = {}
-    for benchmark in run["benchmarks"]:
-        info = benchmark["extra_info"]
-        samples[info["operation"]][info["service"]] += benchmark["stats"]["data"]
-        facts[info["operation"]] = facts[info["service"]] = info
+def print_report(run: Mapping[str, Any]) -> None:
+    """Print the table of a run as it is kept."""
     # A pipe has no width, and rich would wrap the table at 80 columns.
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(_table(samples, facts))
-    _print_notes(console, run["machine_info"], facts)
-    console.print(f"Kept in {path}")
-
-
-def _table(samples: Samples, facts: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        title="Median and 95th percentile of one call, all passes together", show_lines=True
+    console.print(_table(run["figures"]))
+    judged = [goal.judge(run["figures"]) for goal in GOALS]
+    met = sum(1 for each in judged if each and each[1])
+    console.print(f"{met} of {len(GOALS)} goals are met.\n")
+    if None in judged:
+        console.print(f"{judged.count(None)} cannot be judged: not everything was measured.\n")
+    console.print(
+        "Medians; where there are two times in a cell, the median and the 99th percentile.\n"
+        "update_keys: ADK's services have no such method; theirs is append_event of an event "
+        "without content, with a state_delta.\n"
     )
-    table.add_column("operation")
-    table.add_column("target", justify="right")
-    for contender in CONTENDERS.values():
-        table.add_column(contender.title, justify="right")
-    for operation, by_service in samples.items():
-        events = facts[operation]["events"]
-        target = TARGETS_MS.get(operation)
-        label = f"get_session\n{events:,} events" if events else operation
-        cells = [_cell(name, by_service, target) for name in CONTENDERS]
-        table.add_row(label, f"{target} ms" if target else "-", *cells)
+    for name, value in run["facts"].items():
+        console.print(f"{name}: {value}")
+    for name, pragmas in run["pragmas"].items():
+        title = CONTENDERS[name].title.replace("-\n", "").replace("\n", ", ")
+        console.print(f"  {title}: {pragmas}; {CONTENDERS[name].promise}")
+    console.print()
+
+
+def _table(figures: Figures) -> Table:
+    table = Table(show_lines=True)
+    table.add_column("what")
+    table.add_column("goal")
+    table.add_column("measured", justify="right")
+    table.add_column("met")
+    for name in (OURS, *_PEERS):
+        table.add_column(CONTENDERS[name].title.split("\n(")[0], justify="right")
+    for row, title in ROWS.items():
+        goals = [(goal, goal.judge(figures)) for goal in GOALS if goal.row == row]
+        ours = OURS_FULL if row == "append_full" else OURS
+        table.add_row(
+            title,
+            "\n".join(goal.wanted for goal, _ in goals) or "-",
+            "\n".join(judged[0] if judged else "-" for _, judged in goals) or "-",
+            "\n".join(_mark(judged) for _, judged in goals) or "-",
+            *(_cell(figures, row, name) for name in (ours, *_PEERS)),
+        )
     return table
 
 
-def _cell(name: str, by_service: dict[str, list[float]], target: int | None) -> str:
-    data = by_service[name]
-    middle = median(data)
-    high = quantiles(data, n=20, method="inclusive")[-1]
-    times = f"[bold]{_time(middle)}[/bold]\n[dim]p95 {_time(high)}[/dim]"
-    if name in (OURS, OURS_FULL):
-        if target is None:
-            return times
-        met = middle * 1000 <= target
-        return f"{times}\n" + ("[green]meets target[/green]" if met else "[red]over target[/red]")
-    ratios = [middle / median(by_service[ours]) for ours in (OURS, OURS_FULL)]
-    return f"{times}\n{_ratio(ratios[0])} / {_ratio(ratios[1])}"
+def _mark(judged: tuple[str, bool] | None) -> str:
+    if judged is None:
+        return "-"
+    return "[green]yes[/green]" if judged[1] else "[red]no[/red]"
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.0f}x" if value >= 10 else f"{value:.2f}x" if value >= 0.1 else f"{value:.1g}x"
+def _cell(figures: Figures, row: str, name: str) -> str:
+    """The figures of one service in a row, shortly."""
+    found = figures.get(_SAME_FIGURES.get(row, row), {}).get(name)
+    if found is None:
+        return "-"
+    lines = []
+    if "per_s" in found:
+        lines.append(f"{found['per_s']:,.0f}/s")
+    if "p50_ms" in found:
+        lines.append(f"{_time(found['p50_ms'])}, {_time(found['p99_ms'])}")
+    if found.get("errors"):
+        lines.append(f"{found['errors']:.0f} errors")
+    if "unfair_%" in found:
+        lines.append(f"unfair by {found['unfair_%']:.0f} %")
+    if "loop_blocked_ms" in found:
+        lines.append(f"loop blocked {found['loop_blocked_ms']:.0f} ms")
+    lines += [f"{found[key]:.3g}{unit}" for key, unit in _PLAIN.items() if key in found]
+    return "\n".join(lines)
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+_PLAIN = {"peak_x": "x", "memory_mb": " MB", "time_ms": " ms"}
 
 
-def _print_notes(
-    console: Console, machine: dict[str, Any], facts: dict[str, dict[str, Any]]
-) -> None:
-    console.print(
-        "Under ADK's services: how many times as long as adk_eventstore they take, "
-        "at normal / at full durability (below 1x they are faster).\n"
-        "update_keys: ADK's services have no such method; theirs is append_event of an event "
-        "without content, with a state_delta,\nto a session already at hand.\n"
-        "Time is taken around the awaited call on a running event loop; appends go to a new "
-        "session after every hundred.\n"
-    )
-    source = "real conversations" if machine["real_conversations"] else "made up conversations"
-    console.print(
-        f"Python {machine['python_version']}, SQLite {machine['sqlite_version']}, "
-        f"google-adk {machine['adk_version']}, {machine['cores']} cores, "
-        f"{machine['system']} {machine['machine']}\n"
-        f"Events from {source}, {machine['event_bytes']} bytes of JSON each on average"
-    )
-    for name, contender in CONTENDERS.items():
-        title = contender.title.replace("-\n", "").replace("\n", ", ")
-        console.print(f"  {title}: {facts[name]['pragmas']}; promise: {facts[name]['promise']}")
-    console.print()
+def _time(ms: float) -> str:
+    return f"{ms:.3g} ms" if ms >= 1 else f"{ms * 1000:.0f} µs"

@@ -18,7 +18,8 @@ from benchmarks.services import DATABASE, MEMORY, OURS, SQLITE, close, open_fill
 _IMPORTS = {
     OURS: "from adk_adapter import DatabaseSessionService as Service",
     MEMORY: "from google.adk.sessions import InMemorySessionService as Service",
-    SQLITE: "from google.adk.sessions.sqlite_session_service import SqliteSessionService as Service",
+    SQLITE: "from google.adk.sessions.sqlite_session_service "
+    "import SqliteSessionService as Service",
     DATABASE: "from google.adk.sessions import DatabaseSessionService as Service",
 }
 _ARGUMENTS = {OURS: "path", MEMORY: "", SQLITE: "path", DATABASE: "f'sqlite+aiosqlite:///{path}'"}
