@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.services import BARE, MEMORY, OURS, OURS_FULL, SQLITE
 
-Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Row of the table, service, name of the figure."""
 
 

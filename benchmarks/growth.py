@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -27,8 +27,9 @@ from rich.table import Table
 
 from benchmarks.events import event_stream
 from benchmarks.prefill import APP, NAMED_USER, Load, Shape
+from benchmarks.report import WIDTH, title
 from benchmarks.run import MEASURED, facts, percentile
-from benchmarks.services import CONTENDERS, OURS, close, open_filled
+from benchmarks.services import OURS, close, open_filled
 
 AXES = {
     "events": "events in the database",
@@ -36,6 +37,9 @@ AXES = {
     "keys": "keys in the session's state",
 }
 CALLS = {"append": "append_event", "tail": "get_session, the last 20 events"}
+PEERS = MEASURED[1:]
+RATIO_HEADINGS = ("what grows", "call", "goal: at most 1.3x", "met", *map(title, PEERS))
+TIME_HEADINGS = ("what grows", "size", *map(title, MEASURED))
 LIMIT = 1.3
 """An append and a short read take at most so many times what they take on an empty database."""
 
@@ -47,6 +51,10 @@ _PASSES = 10
 _APPENDS = 40
 _READS = 20
 _TAIL = GetSessionConfig(num_recent_events=20)
+
+
+Points = Sequence[Mapping[str, Any]]
+"""Measured points, as they are kept."""
 
 
 @dataclass
@@ -153,9 +161,7 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds_to_fill": took, "points": [point.figures() for point in points]}
 
 
-def growth(
-    points: Sequence[Mapping[str, Any]], name: str
-) -> dict[tuple[str, str], tuple[int, float]]:
+def growth(points: Points, name: str) -> dict[tuple[str, str], tuple[int, float]]:
     """By axis and call: the largest size, and how many times as long as when empty it takes."""
     own = [point for point in points if point["service"] == name]
     empty = next(point for point in own if point["axis"] == "events" and point["size"] == 0)
@@ -168,41 +174,47 @@ def growth(
     return found
 
 
-def print_report(kept: Mapping[str, Any]) -> None:
-    """Print how much longer the calls take at the largest size, and what they take at each."""
-    points = kept["points"]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    table = Table("what grows", "call", f"goal: at most {LIMIT}x", show_lines=True)
-    for name in MEASURED[1:]:
-        table.add_column(CONTENDERS[name].title)
-    ratios = {name: growth(points, name) for name in MEASURED}
-    for (axis, call), (size, ratio) in ratios[OURS].items():
-        mark = "[green]yes[/green]" if ratio <= LIMIT else "[red]no[/red]"
-        peers = [ratios[name][axis, call] for name in MEASURED[1:]]
-        table.add_row(
+def ratios(points: Points) -> Iterator[list[str]]:
+    """A table: how many times as long the calls take at the largest size."""
+    grown = {name: growth(points, name) for name in MEASURED}
+    for (axis, call), (size, ratio) in grown[OURS].items():
+        yield [
             f"{AXES[axis]}: {size:,}",
             CALLS[call],
-            f"{ratio:.2f}x  {mark}",
-            *(f"{times:.2f}x at {reached:,}" for reached, times in peers),
-        )
-    console.print(table)
-    every = Table("what grows", "size", *(CONTENDERS[name].title for name in MEASURED))
-    for axis, title in AXES.items():
-        for size in sorted({point["size"] for point in points if point["axis"] == axis}):
-            cells = [_cell(points, name, axis, size) for name in MEASURED]
-            every.add_row(title, f"{size:,}", *cells)
-    console.print("Medians: append / the last 20 events")
-    console.print(every)
+            f"{ratio:.2f}x",
+            "yes" if ratio <= LIMIT else "no",
+            *(f"{r:.2f}x at {reached:,}" for reached, r in (grown[p][axis, call] for p in PEERS)),
+        ]
 
 
-def _cell(points: Sequence[Mapping[str, Any]], name: str, axis: str, size: int) -> str:
-    for point in points:
-        if (point["service"], point["axis"], point["size"]) == (name, axis, size):
-            return f"{point['append_p50_ms']:.3f} / {point['tail_p50_ms']:.3f} ms"
-    return "-"
+def times(points: Points) -> Iterator[list[str]]:
+    """A table: what the calls take at each size."""
+    found = {(p["service"], p["axis"], p["size"]): p for p in points}
+    for axis, heading in AXES.items():
+        for size in sorted({size for _, of, size in found if of == axis}):
+            cells = [found.get((name, axis, size)) for name in MEASURED]
+            yield [
+                heading,
+                f"{size:,}",
+                *(
+                    f"{c['append_p50_ms']:.3f} / {c['tail_p50_ms']:.3f} ms" if c else "-"
+                    for c in cells
+                ),
+            ]
 
 
-def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def print_report(points: Points) -> None:
+    """Print both tables."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    for headings, rows in [(RATIO_HEADINGS, ratios(points)), (TIME_HEADINGS, times(points))]:
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("Medians: append_event / get_session with the last 20 events")
+
+
+def plot(points: Points, path: Path) -> None:
     """Draw time against size, one line a service, into an SVG or PNG file."""
     import matplotlib as mpl
 
@@ -213,7 +225,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, grid = pyplot.subplots(
         len(CALLS), len(AXES), figsize=(12, 6.5), sharey="row", layout="constrained"
     )
-    for row, (call, title) in zip(grid, CALLS.items(), strict=True):
+    for row, (call, description) in zip(grid, CALLS.items(), strict=True):
         for panel, (axis, label) in zip(row, AXES.items(), strict=True):
             for name in MEASURED:
                 own = [p for p in points if (p["service"], p["axis"]) == (name, axis)]
@@ -223,7 +235,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                     marker="o",
                     markersize=3,
                     linewidth=2.2 if name == OURS else 1.2,
-                    label=CONTENDERS[name].title.replace("-\n", "").replace("\n", ", "),
+                    label=title(name),
                 )
             # Logarithmic, but for the empty database, which is at 0.
             smallest = min(p["size"] for p in points if p["axis"] == axis and p["size"])
@@ -231,7 +243,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_yscale("log")
             panel.set_xlabel(label)
             panel.grid(visible=True, which="major", linewidth=0.3)
-        row[0].set_ylabel(f"{title}, ms")
+        row[0].set_ylabel(f"{description}, ms")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -258,7 +270,7 @@ def main() -> int:
         kept = json.loads(options.draw.read_text(encoding="utf-8"))
     else:
         kept = _measured(options)
-    print_report(kept)
+    print_report(kept["points"])
     if options.plot:
         plot(kept["points"], options.plot)
     return 0

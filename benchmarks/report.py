@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from benchmarks.services import CONTENDERS, DATABASE, MEMORY, OURS, OURS_FULL, S
 WIDTH = 150
 _PEERS = (MEMORY, SQLITE, DATABASE)
 _SAME_FIGURES = {"append_full": "append_event"}
+_COLOURED = {"yes": "[green]yes[/green]", "no": "[red]no[/red]", "-": "-"}
+HEADINGS = ("what", "goal", "measured", "met", "adk_eventstore", "InMemory", "Sqlite", "Database")
 
 
 def print_report(run: Mapping[str, Any]) -> None:
@@ -23,55 +25,56 @@ def print_report(run: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(_table(run["figures"]))
-    judged = [goal.judge(run["figures"]) for goal in GOALS]
-    met = sum(1 for each in judged if each and each[1])
-    console.print(f"{met} of {len(GOALS)} goals are met.\n")
-    if None in judged:
-        console.print(f"{judged.count(None)} cannot be judged: not everything was measured.\n")
-    console.print(
-        "Where there are two times in a cell, they are the median and the 99th percentile.\n"
-        "Blocked: the longest that the event loop was held up.\n"
-        "update_keys: ADK's services have no such method; theirs is append_event of an event "
-        "without content, with a state_delta.\n"
-    )
-    for name, value in run["facts"].items():
-        console.print(f"{name}: {value}")
-    for name, pragmas in run["pragmas"].items():
-        title = CONTENDERS[name].title.replace("-\n", "").replace("\n", ", ")
-        console.print(f"  {title}: {pragmas}; {CONTENDERS[name].promise}")
-    console.print()
-
-
-def _table(figures: Figures) -> Table:
     table = Table()
-    table.add_column("what", no_wrap=True)
-    table.add_column("goal", no_wrap=True)
-    table.add_column("measured", justify="right")
-    table.add_column("met")
-    for title in ("adk_eventstore", "InMemory", "Sqlite", "Database"):
-        table.add_column(title, justify="right")
+    for number, heading in enumerate(HEADINGS):
+        text = number in (0, 1, 3)
+        table.add_column(heading, no_wrap=text, justify="left" if text else "right")
+    for columns in rows(run["figures"]):
+        # A line for each, so that a cell that is wrapped keeps its neighbours.
+        for cells in itertools.zip_longest(*columns, fillvalue=""):
+            table.add_row(*cells[:3], _COLOURED.get(cells[3], ""), *cells[4:])
+        table.add_section()
+    console.print(table)
+    for line in notes(run):
+        console.print(line)
+
+
+def rows(figures: Figures) -> Iterator[list[list[str]]]:
+    """The table row by row: of each column the lines."""
     for row, title in ROWS.items():
         goals = [(goal, goal.judge(figures)) for goal in GOALS if goal.row == row]
         ours = OURS_FULL if row == "append_full" else OURS
-        columns = [
+        yield [
             title.split("\n"),
             [goal.wanted for goal, _ in goals],
             [judged[0] if judged else "-" for _, judged in goals],
-            [_mark(judged) for _, judged in goals],
+            [("yes" if judged[1] else "no") if judged else "-" for _, judged in goals],
             *(_cell(figures, row, name) for name in (ours, *_PEERS)),
         ]
-        # A line for each, so that a cell that is wrapped keeps its neighbours.
-        for cells in itertools.zip_longest(*columns, fillvalue=""):
-            table.add_row(*cells)
-        table.add_section()
-    return table
 
 
-def _mark(judged: tuple[str, bool] | None) -> str:
-    if judged is None:
-        return "-"
-    return "[green]yes[/green]" if judged[1] else "[red]no[/red]"
+def notes(run: Mapping[str, Any]) -> Iterator[str]:
+    """What belongs below the table: how many goals are met, and what the figures depend on."""
+    judged = [goal.judge(run["figures"]) for goal in GOALS]
+    yield f"{sum(1 for each in judged if each and each[1])} of {len(GOALS)} goals are met."
+    if None in judged:
+        yield f"{judged.count(None)} cannot be judged: not everything was measured."
+    yield (
+        "Times are medians, or the 99th percentile. Blocked: the longest that the event loop was "
+        "held up."
+    )
+    yield (
+        "update_keys: ADK's services have no such method; theirs is append_event of an event "
+        "without content, with a state_delta."
+    )
+    yield ", ".join(f"{name}: {value}" for name, value in run["facts"].items())
+    for name, pragmas in run["pragmas"].items():
+        yield f"{title(name)}: {pragmas}; {CONTENDERS[name].promise}"
+
+
+def title(name: str) -> str:
+    """The name of a service on one line."""
+    return CONTENDERS[name].title.replace("-\n", "").replace("\n", ", ")
 
 
 def _cell(figures: Figures, row: str, name: str) -> list[str]:
@@ -83,7 +86,7 @@ def _cell(figures: Figures, row: str, name: str) -> list[str]:
     if "per_s" in found:
         lines.append(f"{found['per_s']:,.0f}/s")
     if "p50_ms" in found:
-        lines.append(f"{_time(found['p50_ms'])}, {_time(found['p99_ms'])}")
+        lines += [_time(found["p50_ms"]), f"p99 {_time(found['p99_ms'])}"]
     if found.get("errors"):
         lines.append(f"{found['errors']:.0f} errors")
     if "unfair_%" in found:

@@ -8,7 +8,7 @@ import platform
 import sqlite3
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +50,7 @@ MEASURED = [name for name in CONTENDERS if name != OURS_FULL]
 WHOLE = Size(3, 6.0, 3.0, 64, 32, 4, 16, 5_000, 9, MEASURED)
 QUICK = Size(1, 0.05, 0.05, 4, 2, 2, 2, 200, 1, [OURS])
 
-Found = dict[str, dict[str, dict[str, float]]]
+Found = dict[str, dict[str, dict[str, Any]]]
 
 
 def measure(folder: Path, *, quick: bool, seed: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _concurrent(crew: Crew, folder: Path, size: Size, seed: int) -> Found:
     return found
 
 
-def _pooled(rounds: Sequence[Sequence[Round]]) -> dict[str, float]:
+def _pooled(rounds: Sequence[Sequence[Round]]) -> dict[str, Any]:
     """Medians over the rounds; of errors the sum, of the longest halt of the loop the longest."""
     figures: dict[str, list[float]] = defaultdict(list)
     for processes in rounds:
@@ -113,9 +113,11 @@ def _pooled(rounds: Sequence[Sequence[Round]]) -> dict[str, float]:
             off = max(abs(len(each.latencies) - fair) for each in processes)
             figures["unfair_%"].append(100 * off / fair)
     flat = [process for processes in rounds for process in processes]
+    errors = sum((each.errors for each in flat), start=Counter[str]())
     return {
         **{name: median(values) for name, values in figures.items()},
-        "errors": sum(each.errors.total() for each in flat),
+        "errors": errors.total(),
+        "error_texts": dict(errors),
         "loop_blocked_ms": max(each.loop_blocked for each in flat) * 1e3,
         "gc_longest_ms": max(each.collected for each in flat) * 1e3,
     }
