@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-system browser bench bench-scale lint check clean
+.PHONY: demo test test-system browser bench bench-scale bench-page lint check clean
 
 # Installed again only when what is to be installed has changed.
 .venv/installed: pyproject.toml
@@ -57,12 +57,16 @@ browser:
 bench: .venv/installed
 	$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON))
 
-# How time grows with size. At the full size it needs 20 GB of disk and most of an hour;
-# `make bench-scale SCALE='--events 50000 --sessions 1000 --longest 10000'` needs two minutes.
-SCALE ?= --json benchmarks/results/growth.json --plot docs/growth.svg
+# How time grows with size, up to five million events: ten minutes and 20 GB of disk. Smaller:
+# make bench-scale SCALE='--events 50000 --sessions 1000 --longest 10000'
 bench-scale: .venv/installed
 	$(BIN)/pip install --quiet --group scale
 	$(BIN)/python -m benchmarks.growth $(SCALE)
+
+# Writes the kept results into docs/benchmarks.md, and draws its plot.
+bench-page: .venv/installed
+	$(BIN)/pip install --quiet --group scale
+	$(BIN)/python -m benchmarks.document
 
 lint: .venv/installed
 	$(BIN)/ruff check

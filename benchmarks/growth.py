@@ -264,10 +264,10 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="where to keep the figures")
     parser.add_argument("--plot", type=Path, help="where to draw them: a .svg or .png file")
-    parser.add_argument("--draw", type=Path, help="measure nothing: draw these kept figures")
+    parser.add_argument("--show", type=Path, help="measure nothing: show these kept figures")
     options = parser.parse_args()
-    if options.draw:
-        kept = json.loads(options.draw.read_text(encoding="utf-8"))
+    if options.show:
+        kept = json.loads(options.show.read_text(encoding="utf-8"))
     else:
         kept = _measured(options)
     print_report(kept["points"])

@@ -107,7 +107,7 @@ def prefill(
     Nobody else may have the file open. It is unsafe until it is done: nothing is synced, and a
     crash leaves a damaged file.
     """
-    load = Load(sessions, events, keys, seed, spread, named)
+    load = Load(sessions, events, keys, seed, spread, dict(named))
     open_store(path, BUILT_IN).close()
     with _no_collections(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         # Without a WAL each page is written once, not twice.
@@ -212,7 +212,7 @@ class _Log:
 
     def __init__(self, load: Load, stream_id: int, position: int, codec: int) -> None:
         self._load = load
-        self._random = random.Random(load.seed)
+        self._random = random.Random(f"prefill {load.seed}")  # other ids than new events get
         self._stream_ids = itertools.count(stream_id)
         self._first_position = self._position = position
         self._codec = codec

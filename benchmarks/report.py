@@ -88,11 +88,11 @@ def _cell(figures: Figures, row: str, name: str) -> list[str]:
     if "p50_ms" in found:
         lines += [_time(found["p50_ms"]), f"p99 {_time(found['p99_ms'])}"]
     if found.get("errors"):
-        lines.append(f"{found['errors']:.0f} errors")
+        lines.append(f"errors: {found['errors']:.0f}")
     if "unfair_%" in found:
-        lines.append(f"unfair by {found['unfair_%']:.0f} %")
+        lines.append(f"unfair: {found['unfair_%']:.0f} %")
     if "loop_blocked_ms" in found:
-        lines.append(f"blocked {found['loop_blocked_ms']:.0f} ms")
+        lines.append(f"blocked: {found['loop_blocked_ms']:.0f} ms")
     lines += [f"{found[key]:.3g}{unit}" for key, unit in _PLAIN.items() if key in found]
     return lines
 

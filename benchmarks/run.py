@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
 MEASURED = [name for name in CONTENDERS if name != OURS_FULL]
 """Where durability makes no difference."""
-WHOLE = Size(3, 6.0, 3.0, 64, 32, 4, 16, 5_000, 9, MEASURED)
+WHOLE = Size(3, 6.0, 3.0, 64, 32, 4, 16, 5_000, 5, MEASURED)
 QUICK = Size(1, 0.05, 0.05, 4, 2, 2, 2, 200, 1, [OURS])
 
 Found = dict[str, dict[str, dict[str, Any]]]

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.document import PAGE, document
+
 ROOT = Path(__file__).parent.parent
 READERS = {"adk_eventstore", "memory", "sqlite", "database"}
 WRITERS = {*READERS, "adk_eventstore_full"}
@@ -30,6 +32,11 @@ CONVERSATION = [
     {"role": "tool", "tool_call_id": "2", "name": "look", "content": "not found"},
     {"role": "assistant", "content": "Only the first."},
 ]
+
+
+def test_the_page_shows_the_kept_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert document(page) == page, "run: make bench-page"
 
 
 def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:

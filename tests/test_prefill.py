@@ -1,5 +1,6 @@
 """The bulk loader of the benchmarks writes what the service would have written."""
 
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -102,3 +103,18 @@ def _checked(transaction: ReadTransaction, name: str) -> tuple[object, ...]:
     assert {k: v for k, v in identity.items() if k != "nonce"} == key._asdict()
     alike = [(e.type, e.schema_version, e.encoding, e.codec, e.stream[2:4]) for e in events[:2]]
     return (*alike, len(identity["nonce"]), events[0].author, events[0].invocation_id)
+
+
+def test_rows_made_in_another_process_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(name: str) -> list[list[tuple[object, ...]]]:
+        path = tmp_path / name
+        prefill(path, sessions=20, events=100)
+        with closing(sqlite3.connect(path)) as connection:
+            tables = ("streams", "sessions", "state")
+            return [connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+
+    here = written("here.sqlite3")
+    monkeypatch.setattr("benchmarks.prefill._WORTH_A_PROCESS", 0)
+    assert written("there.sqlite3") == here
