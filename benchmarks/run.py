@@ -187,6 +187,7 @@ def facts(folder: Path, seed: int) -> dict[str, str | int]:
         "sqlite": sqlite3.sqlite_version,
         "google-adk": version("google-adk"),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "load": f"{os.getloadavg()[0]:.1f} before the run",
         "disk": f"{_sync_ms(folder):.2f} ms to sync a page",
         "events": f"from {source} conversations, {mean_event_bytes()} bytes of JSON on average",
     }
