@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-system browser bench lint check clean
+.PHONY: demo test test-system browser bench bench-scale bench-page lint check clean
 
 # Installed again only when what is to be installed has changed.
 .venv/installed: pyproject.toml
@@ -53,8 +53,20 @@ browser:
 	    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends chromium chromium-driver; } || \
 	  { echo 'make test-system needs chromium and chromedriver: as root, apt-get install chromium chromium-driver' >&2; exit 1; }
 
+# The table of goals; `make bench JSON=benchmarks/results/table.json` keeps the figures there.
 bench: .venv/installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON))
+
+# How time grows with size, up to five million events: ten minutes and 20 GB of disk. Smaller:
+# make bench-scale SCALE='--events 50000 --sessions 1000 --longest 10000'
+bench-scale: .venv/installed
+	$(BIN)/pip install --quiet --group scale
+	$(BIN)/python -m benchmarks.growth $(SCALE)
+
+# Writes the kept results into docs/benchmarks.md, and draws its plot.
+bench-page: .venv/installed
+	$(BIN)/pip install --quiet --group scale
+	$(BIN)/python -m benchmarks.document
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -1,98 +1,106 @@
-"""Prints what a benchmark run kept as JSON as one comparison."""
+"""Prints what a run measured as one table: what was wanted, what came of it, and ADK's services."""
 
-import json
-from collections import defaultdict
-from pathlib import Path
-from statistics import median, quantiles
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.services import CONTENDERS, OURS, OURS_FULL
+from benchmarks.goals import GOALS, ROWS, Figures
+from benchmarks.services import CONTENDERS, DATABASE, MEMORY, OURS, OURS_FULL, SQLITE
 
-TARGETS_MS = {"create_session": 2, "get_session": 5, "append_event": 3, "update_keys": 3}
-WIDTH = 132
+WIDTH = 150
+_PEERS = (MEMORY, SQLITE, DATABASE)
+_SAME_FIGURES = {"append_full": "append_event"}
+_COLOURED = {"yes": "[green]yes[/green]", "no": "[red]no[/red]", "-": "-"}
+HEADINGS = ("what", "goal", "measured", "met", "adk_eventstore", "InMemory", "Sqlite", "Database")
 
-Samples = dict[str, dict[str, list[float]]]
 
-
-def print_report(path: Path) -> None:
-    """Print the comparison kept at `path`."""
-    run = json.loads(path.read_text(encoding="utf-8"))
-    samples: Samples = defaultdict(lambda: defaultdict(list))
-    facts: dict[str, dict[str, Any]] = {}
-    for benchmark in run["benchmarks"]:
-        info = benchmark["extra_info"]
-        samples[info["operation"]][info["service"]] += benchmark["stats"]["data"]
-        facts[info["operation"]] = facts[info["service"]] = info
+def print_report(run: Mapping[str, Any]) -> None:
+    """Print the table of a run as it is kept."""
     # A pipe has no width, and rich would wrap the table at 80 columns.
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(_table(samples, facts))
-    _print_notes(console, run["machine_info"], facts)
-    console.print(f"Kept in {path}")
+    table = Table()
+    for number, heading in enumerate(HEADINGS):
+        text = number in (0, 1, 3)
+        table.add_column(heading, no_wrap=text, justify="left" if text else "right")
+    for columns in rows(run["figures"]):
+        # A line for each, so that a cell that is wrapped keeps its neighbours.
+        for cells in itertools.zip_longest(*columns, fillvalue=""):
+            table.add_row(*cells[:3], _COLOURED.get(cells[3], ""), *cells[4:])
+        table.add_section()
+    console.print(table)
+    for line in notes(run):
+        console.print(line)
 
 
-def _table(samples: Samples, facts: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        title="Median and 95th percentile of one call, all passes together", show_lines=True
+def rows(figures: Figures) -> Iterator[list[list[str]]]:
+    """The table row by row: of each column the lines."""
+    for row, title in ROWS.items():
+        goals = [(goal, goal.judge(figures)) for goal in GOALS if goal.row == row]
+        ours = OURS_FULL if row == "append_full" else OURS
+        yield [
+            title.split("\n"),
+            [goal.wanted for goal, _ in goals],
+            [judged[0] if judged else "-" for _, judged in goals],
+            [("yes" if judged[1] else "no") if judged else "-" for _, judged in goals],
+            *(_cell(figures, row, name) for name in (ours, *_PEERS)),
+        ]
+
+
+def notes(run: Mapping[str, Any]) -> Iterator[str]:
+    """What belongs below the table: how many goals are met, and what the figures depend on."""
+    judged = [goal.judge(run["figures"]) for goal in GOALS]
+    yield f"{sum(1 for each in judged if each and each[1])} of {len(GOALS)} goals are met."
+    if None in judged:
+        yield f"{judged.count(None)} cannot be judged: not everything was measured."
+    yield (
+        "Times are medians, or the 99th percentile. Blocked: the longest that the event loop was "
+        "held up."
     )
-    table.add_column("operation")
-    table.add_column("target", justify="right")
-    for contender in CONTENDERS.values():
-        table.add_column(contender.title, justify="right")
-    for operation, by_service in samples.items():
-        events = facts[operation]["events"]
-        target = TARGETS_MS.get(operation)
-        label = f"get_session\n{events:,} events" if events else operation
-        cells = [_cell(name, by_service, target) for name in CONTENDERS]
-        table.add_row(label, f"{target} ms" if target else "-", *cells)
-    return table
-
-
-def _cell(name: str, by_service: dict[str, list[float]], target: int | None) -> str:
-    data = by_service[name]
-    middle = median(data)
-    high = quantiles(data, n=20, method="inclusive")[-1]
-    times = f"[bold]{_time(middle)}[/bold]\n[dim]p95 {_time(high)}[/dim]"
-    if name in (OURS, OURS_FULL):
-        if target is None:
-            return times
-        met = middle * 1000 <= target
-        return f"{times}\n" + ("[green]meets target[/green]" if met else "[red]over target[/red]")
-    ratios = [middle / median(by_service[ours]) for ours in (OURS, OURS_FULL)]
-    return f"{times}\n{_ratio(ratios[0])} / {_ratio(ratios[1])}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.0f}x" if value >= 10 else f"{value:.2f}x" if value >= 0.1 else f"{value:.1g}x"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
-
-
-def _print_notes(
-    console: Console, machine: dict[str, Any], facts: dict[str, dict[str, Any]]
-) -> None:
-    console.print(
-        "Under ADK's services: how many times as long as adk_eventstore they take, "
-        "at normal / at full durability (below 1x they are faster).\n"
+    yield (
         "update_keys: ADK's services have no such method; theirs is append_event of an event "
-        "without content, with a state_delta,\nto a session already at hand.\n"
-        "Time is taken around the awaited call on a running event loop; appends go to a new "
-        "session after every hundred.\n"
+        "without content, with a state_delta."
     )
-    source = "real conversations" if machine["real_conversations"] else "made up conversations"
-    console.print(
-        f"Python {machine['python_version']}, SQLite {machine['sqlite_version']}, "
-        f"google-adk {machine['adk_version']}, {machine['cores']} cores, "
-        f"{machine['system']} {machine['machine']}\n"
-        f"Events from {source}, {machine['event_bytes']} bytes of JSON each on average"
-    )
-    for name, contender in CONTENDERS.items():
-        title = contender.title.replace("-\n", "").replace("\n", ", ")
-        console.print(f"  {title}: {facts[name]['pragmas']}; promise: {facts[name]['promise']}")
-    console.print()
+    yield ", ".join(f"{name}: {value}" for name, value in run["facts"].items())
+    for name, pragmas in run["pragmas"].items():
+        yield f"{title(name)}: {pragmas}; {CONTENDERS[name].promise}"
+
+
+def title(name: str) -> str:
+    """The name of a service on one line."""
+    return CONTENDERS[name].title.replace("-\n", "").replace("\n", ", ")
+
+
+def _cell(figures: Figures, row: str, name: str) -> list[str]:
+    """The figures of one service in a row, shortly, line by line."""
+    found = figures.get(_SAME_FIGURES.get(row, row), {}).get(name)
+    if found is None:
+        return ["-"]
+    lines = []
+    if "per_s" in found:
+        lines.append(f"{found['per_s']:,.0f}/s")
+    if "p50_ms" in found:
+        lines += [_time(found["p50_ms"]), f"p99 {_time(found['p99_ms'])}"]
+    if found.get("errors"):
+        lines.append(f"errors: {found['errors']:.0f}")
+    if "unfair_%" in found:
+        lines.append(f"unfair: {found['unfair_%']:.0f} %")
+    if "loop_blocked_ms" in found:
+        lines.append(f"blocked: {found['loop_blocked_ms']:.0f} ms")
+    lines += [f"{found[key]:.3g}{unit}" for key, unit in _PLAIN.items() if key in found]
+    return lines
+
+
+_PLAIN = {"peak_x": "x", "memory_mb": " MB", "time_ms": " ms"}
+
+
+def _time(ms: float) -> str:
+    if ms >= 1000:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms:.3g} ms" if ms >= 1 else f"{ms * 1000:.0f} µs"

@@ -13,9 +13,16 @@ from google.adk.sessions.database_session_service import DatabaseSessionService
 from google.adk.sessions.sqlite_session_service import SqliteSessionService
 
 import adk_adapter
+from benchmarks.peers import fill_peer
+from benchmarks.prefill import Load, prefill
 
 OURS = "adk_eventstore"
 OURS_FULL = "adk_eventstore_full"
+MEMORY = "memory"
+SQLITE = "sqlite"
+DATABASE = "database"
+BARE = "sqlite3"
+"""Not a service: the statements of ours on bare sqlite3 (see bare.py)."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +45,38 @@ CONTENDERS = {
         lambda path: adk_adapter.DatabaseSessionService(str(path), durability="full"),
         "every commit waits for the disk",
     ),
-    "memory": Contender(
+    MEMORY: Contender(
         "ADK InMemory-\nSessionService",
         lambda path: InMemorySessionService(),
         "nothing",
     ),
-    "sqlite": Contender(
+    SQLITE: Contender(
         "ADK Sqlite-\nSessionService",
         lambda path: SqliteSessionService(str(path)),
         "every commit waits for the disk",
     ),
-    "database": Contender(
+    DATABASE: Contender(
         "ADK Database-\nSessionService",
         lambda path: DatabaseSessionService(f"sqlite+aiosqlite:///{path}"),
         "every commit waits for the disk",
     ),
 }
+
+
+async def open_filled(name: str, path: Path, load: Load) -> BaseSessionService:
+    """Open a service on a new database that holds a load."""
+    if load.rows and name in (OURS, OURS_FULL):
+        prefill(path, **vars(load))
+    service = CONTENDERS[name].open(path)
+    if load.rows and name not in (OURS, OURS_FULL):
+        await fill_peer(service, path, load)
+    return service
+
+
+async def close(service: BaseSessionService) -> None:
+    """Close a service, if it can be closed."""
+    if (method := getattr(service, "close", None)) is not None:
+        await method()
 
 
 @contextmanager

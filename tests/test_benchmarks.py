@@ -1,16 +1,23 @@
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from benchmarks.document import PAGE, document
 
 ROOT = Path(__file__).parent.parent
-SERVICES = {"adk_eventstore", "adk_eventstore_full", "memory", "sqlite", "database"}
-OPERATIONS = {"create_session", "get_session", "get_long_session", "append_event", "update_keys"}
-TARGETS = {"create_session": 2, "get_session": 5, "append_event": 3, "update_keys": 3}
+READERS = {"adk_eventstore", "memory", "sqlite", "database"}
+WRITERS = {*READERS, "adk_eventstore_full"}
+MEASURED = {
+    **dict.fromkeys(["create_session", "update_keys", "at_once"], WRITERS),
+    **dict.fromkeys(["get_50", "get_1000", "get_empty", "list_sessions", "turns"], READERS),
+    **dict.fromkeys(["tail_of_100", "tail_of_5000", "tail_of_100000"], READERS),
+    **{row: {"adk_eventstore"} for row in ("load_memory", "idle", "import")},
+    "append_event": {*WRITERS, "sqlite3"},
+    "processes": WRITERS - {"memory"},
+    "idle_loop": {"machine"},
+}
 CONVERSATION = [
     {"role": "user", "content": "Which two are open?"},
     {
@@ -27,15 +34,21 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("real", [False, True], ids=["made up", "real conversations"])
-def test_compares_every_service_in_every_operation(tmp_path: Path, real: bool) -> None:
+def test_the_page_shows_the_kept_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert document(page) == page, "run: make bench-page"
+
+
+def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
-    environment = {k: v for k, v in os.environ.items() if k != "ADK_BENCH_CONVERSATIONS"}
-    environment |= {"PYTHONUTF8": "1", "FORCE_COLOR": ""}
-    if real:
-        path = tmp_path / "conversations.jsonl"
-        path.write_text(json.dumps({"conversation": "1", "messages": CONVERSATION}) + "\n")
-        environment["ADK_BENCH_CONVERSATIONS"] = str(path)
+    conversations = tmp_path / "conversations.jsonl"
+    conversations.write_text(json.dumps({"conversation": "1", "messages": CONVERSATION}) + "\n")
+    environment = {
+        **os.environ,
+        "ADK_BENCH_CONVERSATIONS": str(conversations),
+        "PYTHONUTF8": "1",
+        "FORCE_COLOR": "",
+    }
 
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--json", str(kept)],
@@ -47,14 +60,17 @@ def test_compares_every_service_in_every_operation(tmp_path: Path, real: bool) -
     )
 
     assert run.returncode == 0, run.stdout + run.stderr
-    measured = [b["extra_info"] for b in json.loads(kept.read_text())["benchmarks"]]
-    assert {(m["service"], m["operation"]) for m in measured} == {
-        (service, operation) for service in SERVICES for operation in OPERATIONS
+    measured = json.loads(kept.read_text())
+    assert {row: set(found) for row, found in measured["figures"].items()} == MEASURED
+    errors = {
+        row: found["adk_eventstore"]["errors"]
+        for row, found in measured["figures"].items()
+        if row in ("at_once", "processes", "turns")
     }
-    for operation, target in TARGETS.items():
-        assert re.search(rf"{operation}\W+{target} ms\W", run.stdout), operation
-    assert ("real conversations" in run.stdout) is real
+    assert errors == {"at_once": 0, "processes": 0, "turns": 0}
+    assert measured["pragmas"]["adk_eventstore"] == "journal_mode=WAL, synchronous=NORMAL"
+    assert "from real conversations" in measured["facts"]["events"]
+    assert str(tmp_path) not in kept.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert {m["pragmas"] for m in measured if m["service"] == "adk_eventstore"} == {
-        "journal_mode=WAL, synchronous=NORMAL"
-    }
+    assert "of 33 goals are met" in run.stdout
+    assert "cannot be judged" not in run.stdout
