@@ -344,6 +344,7 @@ class _Log:
             timestamp=timestamp,
             author=author,
             invocation_id=invocation_id,
+            codec=FINGERPRINT if codec else "",
             delta_digest=delta_digest,
             data_digest=data_digest,
         )
