@@ -20,6 +20,7 @@ from projections.verify import Verified, verify
 
 __all__ = ["BackedUp", "CopyDamaged", "backup", "restore"]
 
+
 class BackedUp(NamedTuple):
     """What was copied, and to where."""
 

@@ -36,10 +36,11 @@ from eventstore import (
     StreamNotFound,
 )
 from projections.folding import EventPage, FoldedTable, read_page
+from projections.parallel import folded_pages
 
 __all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_scope"]
 
-_ROWS_PER_TRANSACTION: Final = 500
+_ROWS_PER_TRANSACTION: Final = 1_000
 _STREAMS_PER_TRANSACTION: Final = 20
 """So that no writer waits long behind one step."""
 _EVENTS_PER_CUT_OVER: Final = 1_000
@@ -69,13 +70,15 @@ def rebuild(
     inline: Sequence[Projection],
     asynchronous: Sequence[Projection] = (),
     *,
+    helper: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Rebuilt]:
     """Makes the tables of projections anew from the whole log, while others append.
 
     `inline` ones are kept up by every append from then on, `asynchronous` ones have a checkpoint
     where their rows stand. Blocks. Ended at any point, by an error or a signal, it has changed none
-    of the live tables. Memory is bounded, whatever the size of the log and the tables.
+    of the live tables. Memory is bounded, whatever the size of the log and the tables. With
+    `helper` a second process folds too: see parallel.folded_pages.
 
     Raises:
         MaintenanceRunning: another rebuild, verification or vacuum is under way.
@@ -90,18 +93,17 @@ def rebuild(
             store.transact(partial(_make_shadow, projection))
         folded = [stack.enter_context(closing(FoldedTable(p.table))) for p in projections]
         head = store.snapshot(lambda s: s.head())
-        events, after = 0, 0
-        while after < head:
-            page = store.snapshot(partial(read_page, projections, after, head))
-            for projection, table in zip(projections, folded, strict=True):
-                table.apply(page.changes(projection))
-            events, after = events + page.count, page.last
-            progress(events, after, head)
+        events = 0
+        for page in folded_pages(store, projections, 0, head, helper=helper):
+            for table, changes in zip(folded, page.changes, strict=True):
+                table.apply(changes)
+            events += page.events
+            progress(events, page.last, head)
         for projection, table in zip(projections, folded, strict=True):
             for rows in _batches(table.rows(), _ROWS_PER_TRANSACTION):
                 store.transact(partial(_fill_shadow, projection, rows))
         counts = [table.row_count() for table in folded]
-        events += _catch_up_and_cut_over(store, inline, asynchronous, after)
+        events += _catch_up_and_cut_over(store, inline, asynchronous, head)
         for projection in projections:
             clear_away(store, projection.table.name)
     return [

@@ -190,14 +190,16 @@ def clear_away(connection: sqlite3.Connection, table_name: str, count: int) -> b
             keys = connection.execute(
                 "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (name,)
             ).fetchall()
-            columns = ", ".join(_quoted(key) for (key,) in keys) or "rowid"
-            removed = connection.execute(
-                f"DELETE FROM {name} WHERE ({columns}) IN "  # noqa: S608 - names come from a Table
-                f"(SELECT {columns} FROM {name} LIMIT ?)",
-                (count,),
-            ).rowcount
-            if removed < count:
+            key = ", ".join(_quoted(column) for (column,) in keys) or "rowid"
+            last = connection.execute(
+                f"SELECT {key} FROM {name} ORDER BY {key} LIMIT 1 OFFSET ?",  # noqa: S608 - names come from a Table
+                (count - 1,),
+            ).fetchone()
+            if last is None:
                 connection.execute(f"DROP TABLE {name}")
+            else:
+                marks = ", ".join("?" for _ in last)
+                connection.execute(f"DELETE FROM {name} WHERE ({key}) <= ({marks})", last)  # noqa: S608
             return True
     return False
 

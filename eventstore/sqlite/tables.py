@@ -85,10 +85,12 @@ class ProjectionTable:
         self._names = names
         self._key = tuple(table.key)
         assignments = ", ".join(f"{name} = excluded.{name}" for name in table.columns)
-        self._put = (
+        self._insert = (
             f"INSERT INTO {table.name} ({', '.join(names)}) "  # noqa: S608 - names come from a Table
-            f"VALUES ({', '.join('?' for _ in names)}) "
-            f"ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {assignments}"
+            f"VALUES ({', '.join('?' for _ in names)})"
+        )
+        self._put = (
+            f"{self._insert} ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {assignments}"
         )
         self._where_key = " AND ".join(f"{name} = ?" for name in self._key)
         self._delete = f"DELETE FROM {table.name} WHERE {self._where_key}"  # noqa: S608
@@ -137,8 +139,8 @@ class ProjectionTable:
         ).fetchall()
 
     def fill(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-        """Inserts whole rows."""
-        connection.executemany(self._put, rows)
+        """Inserts whole rows that are not there yet."""
+        connection.executemany(self._insert, rows)
 
     def count(self, connection: sqlite3.Connection) -> int:
         """How many rows the table has."""

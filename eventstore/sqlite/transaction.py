@@ -341,7 +341,8 @@ class ReadTransaction:
         try:
             return ProjectionTable(projection).page(self.connection, after, count)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table, or column
+            # No such table, or column. A text that is no UTF-8 comes without a code.
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
                 return None
             raise
 
@@ -455,6 +456,7 @@ class WriteTransaction(ReadTransaction):
             event = self._with_identity(stream, event)
         version, schema_version = stream.version + 1, CURRENT[event.type]
         recorded_at = time.time_ns() // 1000
+        timestamp = event.timestamp + 0.0  # SQLite keeps no sign of a zero, but the chain would
         delta_digest, data_digest = digest(event.delta), digest(event.data)
         chain = next_link(
             stream.chain,
@@ -464,7 +466,7 @@ class WriteTransaction(ReadTransaction):
             schema_version=schema_version,
             encoding=event.encoding,
             recorded_at=recorded_at,
-            timestamp=event.timestamp,
+            timestamp=timestamp,
             author=event.author,
             invocation_id=event.invocation_id,
             codec=event.codec,
@@ -479,7 +481,7 @@ class WriteTransaction(ReadTransaction):
                 event.type,
                 schema_version,
                 recorded_at,
-                event.timestamp,
+                timestamp,
                 event.author,
                 event.invocation_id,
                 self._codec(event.codec),
@@ -503,7 +505,7 @@ class WriteTransaction(ReadTransaction):
             event.type,
             schema_version,
             recorded_at,
-            event.timestamp,
+            timestamp,
             event.author,
             event.invocation_id,
             event.encoding,

@@ -108,7 +108,7 @@ def test_a_table_beyond_the_bound_leaves_memory() -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
-        OPERATIONS.filter(lambda o: o[0] in ("create", "append", "set", "delete")), max_size=12
+        OPERATIONS.filter(lambda o: o[0] in ("create", "append", "set", "delete")), max_size=15
     )
 )
 def test_folding_by_pages_of_any_size_equals_folding_event_by_event(

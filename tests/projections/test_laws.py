@@ -34,8 +34,8 @@ MEMBERS = st.builds(
     st.none() | DOINGS,
 )
 DELTAS = st.dictionaries(st.sampled_from(["session", "user", "app"]), MEMBERS, min_size=1)
-NAMES = st.tuples(
-    st.sampled_from(["1", "2"]), st.sampled_from(["u", ""]), st.sampled_from(["app", "other"])
+NAMES = st.sampled_from(
+    [("1", "u", "app")] * 3 + [("2", "u", "app")] * 2 + [("1", "", "app"), ("2", "u", "other")]
 )
 WRITES = st.tuples(st.sampled_from(["create", "append", "append", "set"]), NAMES, DELTAS)
 OPERATIONS = st.one_of(

@@ -479,6 +479,25 @@ def test_what_a_user_does_to_indexes_during_a_rebuild_stays_done(database: Path)
         assert query(database, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_foreign_keys_of_users_follow_the_new_table(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill_scopes(store)
+        query(
+            database,
+            'CREATE TABLE notes (s REFERENCES "sessions" (stream_id) ON DELETE CASCADE, note)',
+            "INSERT INTO notes SELECT stream_id, 'mine' FROM sessions",
+        )
+        before = query(database, "SELECT sql FROM sqlite_schema WHERE name = 'notes'")
+        for _ in range(2):
+            rebuild(store, BUILT_IN)
+            assert query(database, "SELECT sql FROM sqlite_schema WHERE name = 'notes'") == before
+        assert query(database, "PRAGMA foreign_key_check") == []
+        assert query(database, "PRAGMA integrity_check") == [("ok",)]
+        assert query(database, "SELECT count(*) FROM notes") == [(7,)]
+        perform_all(store, [("delete", ("1", "u", "app"), None)])
+        assert query(database, "SELECT count(*) FROM notes") == [(6,)]
+
+
 async def store_more(store: EventStore) -> None:
     stream = await store.load(SESSION, Window(last=0), lambda loaded: loaded.stream)
     assert stream is not None

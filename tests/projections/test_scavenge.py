@@ -196,7 +196,7 @@ def test_writers_and_maintenance_that_are_killed_lose_nothing(database: Path) ->
     chance = random.Random(7)
     with closing(open_store(database, BUILT_IN)) as store:
         query(database, "CREATE INDEX mine ON state (state_value, position DESC)")
-        for _ in range(3):
+        for _ in range(7):
             before = acknowledgements(database)
             writers = [
                 PROCESSES.Process(
