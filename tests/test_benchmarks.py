@@ -74,3 +74,22 @@ def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     assert "of 33 goals are met" in run.stdout
     assert "cannot be judged" not in run.stdout
+
+
+def test_measures_a_rebuild_alone_and_beside_writers(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    command = "-m benchmarks.rebuild --events 3000 --seconds 0.2"
+    run = subprocess.run(
+        [sys.executable, *command.split(), "--json", str(kept), "--folder", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    measured = json.loads(kept.read_text())
+    assert measured["events"] == 3060
+    for figure in ("bare_us", "rebuild_us", "verify_us", "eventsourcing_us", "peak_mb"):
+        assert measured[figure] > 0
+    assert measured["writers_beside"]["appends"] > 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
