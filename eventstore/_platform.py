@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -19,6 +18,9 @@ try:
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
+else:
+    _WAIT = fcntl.LOCK_EX
+    _AT_ONCE = fcntl.LOCK_EX | fcntl.LOCK_NB
 try:
     import msvcrt as _msvcrt
 
@@ -38,6 +40,7 @@ __all__ = [
 
 _NETWORK_FILE_SYSTEMS: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs"}
 _RETRY_S: Final = 0.001
+_PWRITE: Final = getattr(os, "pwrite", None)
 
 
 class FileLock:
@@ -59,7 +62,7 @@ class FileLock:
         """Takes the lock. Returns False when it is held and `blocking` is False."""
         if fcntl is not None:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+                fcntl.flock(self._fd, _WAIT if blocking else _AT_ONCE)
             except BlockingIOError:
                 return False
             return True
@@ -94,9 +97,15 @@ class FileLock:
 
         It only serves an error message: a full disk must not keep anybody from the lock.
         """
-        with suppress(OSError):
-            os.lseek(self._fd, 0, os.SEEK_SET)
-            os.write(self._fd, f"{os.getpid():<20}".encode())
+        name = b"%-20d" % os.getpid()
+        try:
+            if _PWRITE is not None:
+                _PWRITE(self._fd, name, 0)
+            else:
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                os.write(self._fd, name)
+        except OSError:
+            pass
 
     def holder(self) -> str:
         """Who signed last, as text for an error message."""

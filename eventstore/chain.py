@@ -30,8 +30,8 @@ def digest(stored: bytes | None) -> bytes | None:
 
 def first_link(key: StreamKey, nonce: bytes) -> bytes:
     """The link before the first event of a stream."""
-    fields = [key.kind.encode(), *(part.encode() for part in key[1:]), nonce]
-    framed = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    fields = [*[part.encode() for part in key], nonce]
+    framed = b"".join([len(field).to_bytes(4, "big") + field for field in fields])
     return hashlib.sha256(_TAG + framed).digest()
 
 

@@ -33,11 +33,15 @@ class Table(NamedTuple):
 
     Every row belongs to one stream, named by the first key column, an integer: rows are read by
     owner, and dropped together when the owner goes. No column is ever NULL.
+
+    `indexes` names columns to find rows by, in order; the backend's answer to equal values is the
+    key's order. Every row that is written is written into each of them too.
     """
 
     name: str
     key: Mapping[str, ColumnType]
     columns: Mapping[str, ColumnType]
+    indexes: Mapping[str, tuple[str, ...]] = {}
 
     @property
     def owner(self) -> str:

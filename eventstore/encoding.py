@@ -8,21 +8,27 @@ functions choke on. More values are reserved for compression and encryption.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from eventstore.errors import ValueNotStorable
+from eventstore.limits import NESTING_DEPTH, TEXT_BYTES
 
 __all__ = [
     "PYTHON_JSON",
     "STRICT_JSON",
+    "Delta",
+    "check_text",
     "decode",
     "decode_members",
     "decode_value",
     "encode",
-    "slice_members",
+    "is_plain",
+    "join_members",
+    "split_deltas",
     "text_of",
 ]
 
@@ -41,15 +47,22 @@ def encode(values: Sequence[Any], what: str) -> tuple[list[bytes | None], int]:
     names the whole in an error.
 
     Raises:
-        ValueNotStorable: nested too deep, an int of more than 4,300 digits, or no JSON data.
+        ValueNotStorable: nested too deep or too large (see eventstore.limits), an int of more than
+            4,300 digits, or no JSON data.
     """
     try:
         try:
-            return [None if v is None else _strict(v) for v in values], STRICT_JSON
+            texts, encoding = [None if v is None else _strict(v) for v in values], STRICT_JSON
         except (UnicodeEncodeError, _NotStrict):
-            return [None if v is None else _python(v) for v in values], PYTHON_JSON
+            texts, encoding = [None if v is None else _python(v) for v in values], PYTHON_JSON
+        for text in texts:
+            if text is not None and len(text) > NESTING_DEPTH:
+                check_text(text, what)
+        return texts, encoding
     except RecursionError:
         raise ValueNotStorable(what, "it is nested too deep") from None
+    except ValueNotStorable:
+        raise
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise ValueNotStorable(what, f"JSON cannot hold it ({type(error).__name__})") from error
 
@@ -58,13 +71,54 @@ def _strict(value: Any) -> bytes:
     text = _encode_strict(value)
     # msgspec writes NaN and the infinities as null without a word. Only a text with a null in it
     # can have lost one, and then what is read back differs from what was written.
-    if b"null" in text and _decode_strict(text) != value:
+    if _may_hold_null(text) and _decode_strict(text) != value:
         raise _NotStrict
     return text
 
 
+def _may_hold_null(text: bytes) -> bool:
+    """Whether a compact text has a null in it, or a string that looks as if it had."""
+    return b":null" in text or b",null" in text or b"[null" in text or text == b"null"
+
+
+def is_plain(text: bytes) -> bool:
+    """Whether a compact text of strict JSON may be stored without a closer look.
+
+    It is within the limits, and holds no null, as which encoders write what they have no text for.
+    """
+    structure = text.count(b"{") + text.count(b"[")
+    return structure <= NESTING_DEPTH and len(text) <= TEXT_BYTES and not _may_hold_null(text)
+
+
 def _python(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def check_text(text: bytes, what: str) -> None:
+    """Asserts that a text is not too large, and can be read wherever it is read.
+
+    Raises:
+        ValueNotStorable: it is, or cannot. `what` names it.
+    """
+    if len(text) > TEXT_BYTES:
+        raise ValueNotStorable(
+            what, f"it has {len(text):,} bytes of JSON, and {TEXT_BYTES:,} are the most"
+        )
+    if text.count(b"{") + text.count(b"[") <= NESTING_DEPTH:
+        return
+    # Without strings only structure is left; each round takes away what is innermost.
+    left = _STRINGS.sub(b"", text).translate(_ONE_KIND, _NO_STRUCTURE)
+    for _ in range(NESTING_DEPTH):
+        if not left:
+            return
+        left = left.replace(b"()", b"")
+    if left:
+        raise ValueNotStorable(what, f"it is nested too deep, {NESTING_DEPTH} levels are the most")
+
+
+_STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_ONE_KIND: Final = bytes.maketrans(b"{}[]", b"()()")
+_NO_STRUCTURE: Final = bytes(n for n in range(256) if n not in b"{}[]")
 
 
 class _NotStrict(Exception):
@@ -96,9 +150,20 @@ def decode_value(text: str) -> Any:
         return json.loads(text)
 
 
-slice_members = _decode_raw_members
-"""Splits a delta in strict JSON as `decode_members` does, the text of each key not yet made a str:
-see `text_of`."""
+class Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A scoped delta split as by `decode_members`, the texts not yet made a str: see `text_of`."""
+
+    session: dict[str, msgspec.Raw] | None = None
+    user: dict[str, msgspec.Raw] | None = None
+    app: dict[str, msgspec.Raw] | None = None
+
+
+def split_deltas(deltas: Sequence[bytes]) -> list[Delta]:
+    """Splits deltas in strict JSON, all at once, which is faster than one by one."""
+    return _split_deltas(b"[" + b",".join(deltas) + b"]")
+
+
+_split_deltas = msgspec.json.Decoder(list[Delta]).decode
 
 
 def text_of(raw: msgspec.Raw) -> str:
@@ -121,3 +186,20 @@ def decode_members(delta: bytes, encoding: int) -> dict[str, dict[str, str]]:
         scope: {key: _python(value).decode() for key, value in members.items()}
         for scope, members in decode(delta, encoding).items()
     }
+
+
+def join_members(scope: str, members: Mapping[str, str]) -> list[tuple[bytes, int]]:
+    """Scoped deltas that set keys to the stored text of values, with their encodings.
+
+    The inverse of `decode_members`. There may be two, for a text keeps its bytes only in its own
+    encoding; none for no members.
+    """
+    kinds: dict[int, dict[str, msgspec.Raw]] = {}
+    for key, text in members.items():
+        try:
+            _decode_strict(text)
+            encoding = STRICT_JSON
+        except msgspec.DecodeError:
+            encoding = PYTHON_JSON
+        kinds.setdefault(encoding, {})[key] = msgspec.Raw(text.encode())
+    return [(msgspec.json.encode({scope: kinds[kind]}), kind) for kind in sorted(kinds)]

@@ -6,12 +6,13 @@
     |-- WrongExpectedVersion      somebody else appended first
     |-- EventIdConflict           this event id is stored with other content
     |-- InvalidInput              (also a ValueError) the request cannot be stored
-    |   |-- InvalidIdentifier     an id or key the databases cannot hold
+    |   |-- InvalidIdentifier     an id or key the databases cannot hold, or too long
     |   |-- ValueNotStorable      a value no JSON can hold, or too deep or too large
     |   `-- InvalidProjection     a projection whose parts no database can hold
     |-- StoreClosed               used after close()
     |-- StoreBusy                 another process held the file past the deadline
     |-- StorageFailed             the disk is full or failing; nothing was stored
+    |-- TimedOut                  the server did not finish within the deadline; nothing was stored
     |-- OutcomeUnknown            may or may not be stored; retry with the same event
     |-- CorruptEvent              a stored event does not match its digest or version
     |-- CorruptRow                a row of a projection cannot be read
@@ -19,13 +20,16 @@
     |-- ProjectionMissing         a projection the database relies on is absent or differs
     |-- ProjectionFailed          a projection raised, or made a change that cannot be stored
     |-- MaintenanceRunning        another rebuild, verification or vacuum is under way
+    |-- NotOnThisDatabase         something that another kind of database does, or another program
     `-- StoreUnusable             the path cannot be used as a store
         |-- PathUnusable          missing, unwritable, a directory, a network file system
+        |-- ServerUnavailable     the server cannot be reached, or refuses this user
         |-- NotADatabase          the file is not SQLite
         |-- ForeignDatabase       the file belongs to another program
         |-- SchemaTooNew          written by a newer version of this package
         |-- SchemaAltered         our tables, triggers or views were changed
-        `-- DatabaseReplaced      the file was removed or replaced while open
+        |-- DatabaseReplaced      the file was removed or replaced while open
+        `-- DatabaseInUse         a file that somebody has open cannot be replaced
 
 Each carries its facts as attributes and ends its message with the remedy.
 Messages name ids and sizes, never the content of an event or a state value.
@@ -36,6 +40,7 @@ from __future__ import annotations
 __all__ = [
     "CorruptEvent",
     "CorruptRow",
+    "DatabaseInUse",
     "DatabaseReplaced",
     "EventIdConflict",
     "EventStoreError",
@@ -45,18 +50,21 @@ __all__ = [
     "InvalidProjection",
     "MaintenanceRunning",
     "NotADatabase",
+    "NotOnThisDatabase",
     "OutcomeUnknown",
     "PathUnusable",
     "ProjectionFailed",
     "ProjectionMissing",
     "SchemaAltered",
     "SchemaTooNew",
+    "ServerUnavailable",
     "StorageFailed",
     "StoreBusy",
     "StoreClosed",
     "StoreUnusable",
     "StreamExists",
     "StreamNotFound",
+    "TimedOut",
     "UnknownEvent",
     "ValueNotStorable",
     "WrongExpectedVersion",
@@ -86,8 +94,8 @@ def _restore(
 class StreamNotFound(EventStoreError):
     """No live stream has this key: it was never created, or it was deleted."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(f"{stream} does not exist. Create it first.")
+    def __init__(self, stream: str, remedy: str = "Create it first.") -> None:
+        super().__init__(f"{stream} does not exist. {remedy}")
         self.stream = stream
 
 
@@ -130,7 +138,7 @@ class InvalidInput(EventStoreError, ValueError):
 
 
 class InvalidIdentifier(InvalidInput):
-    """An id or state key that is no string, or holds NUL or a lone surrogate."""
+    """An id or state key that is no string, holds NUL or a lone surrogate, or is too long."""
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"{what} {reason}. Pass a str of Unicode text without NUL.")
@@ -189,6 +197,18 @@ class StorageFailed(EventStoreError):
         self.reason = reason
 
 
+class TimedOut(EventStoreError):
+    """The server did not finish a statement within the deadline; nothing was stored."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__(
+            f"{path}: the server did not finish within {timeout_s:g} s. Nothing of this request "
+            "was stored. See what keeps the server busy, or allow more time: ?statement_timeout=60"
+        )
+        self.path = path
+        self.timeout_s = timeout_s
+
+
 class OutcomeUnknown(EventStoreError):
     """The request may or may not be stored; a retry with the same event is safe."""
 
@@ -207,7 +227,7 @@ class CorruptEvent(EventStoreError):
     def __init__(self, stream: str, version: int, position: int, reason: str) -> None:
         super().__init__(
             f"{stream}: event at version {version}, position {position}: {reason}. "
-            "Restore the file from a backup."
+            "Restore the file from a backup, or save the rest: adk-eventstore recover."
         )
         self.stream = stream
         self.version = version
@@ -256,12 +276,22 @@ class MaintenanceRunning(EventStoreError):
 
     def __init__(self, path: str, operation: str, holder: str) -> None:
         super().__init__(
-            f"{path}: cannot {operation} while {holder} rebuilds, verifies or vacuums it. "
+            f"{path}: cannot {operation} while {holder} rebuilds, verifies or cleans it up. "
             "Wait for it to end, then try again."
         )
         self.path = path
         self.operation = operation
         self.holder = holder
+
+
+class NotOnThisDatabase(EventStoreError):
+    """Something this kind of database does not do through this package."""
+
+    def __init__(self, path: str, operation: str, remedy: str) -> None:
+        super().__init__(f"{path}: cannot {operation} a database of this kind. {remedy}")
+        self.path = path
+        self.operation = operation
+        self.remedy = remedy
 
 
 class ProjectionMissing(EventStoreError):
@@ -286,6 +316,10 @@ class PathUnusable(StoreUnusable):
     """The path is missing, not writable, a directory, or on a network file system."""
 
 
+class ServerUnavailable(StoreUnusable):
+    """The server cannot be reached, or refuses this user; nothing of the request was stored."""
+
+
 class NotADatabase(StoreUnusable):
     """The file is not a SQLite database, or it is damaged beyond opening."""
 
@@ -304,3 +338,7 @@ class SchemaAltered(StoreUnusable):
 
 class DatabaseReplaced(StoreUnusable):
     """The file was removed or replaced while it was open."""
+
+
+class DatabaseInUse(StoreUnusable):
+    """A file cannot be replaced or read as it stands, for somebody has it open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -9,14 +10,17 @@ import msgspec
 
 from eventstore.encoding import decode
 from eventstore.errors import InvalidIdentifier
+from eventstore.limits import IDENTIFIER_LENGTH
 
 __all__ = [
     "CONVERSATION_TYPES",
-    "DeltaEvent",
+    "REMOVAL_TYPES",
+    "Deltas",
     "EventType",
     "NewEvent",
     "RecordedEvent",
     "Stream",
+    "StreamDeltas",
     "StreamKey",
     "StreamKind",
     "check_identifier",
@@ -33,18 +37,29 @@ class StreamKind(StrEnum):
 
 
 class EventType(StrEnum):
-    """The stable names stored in `events.type`. Never rename one."""
+    """The stable names stored in `events.type`. Never rename one.
+
+    SESSION_DELETED is the tombstone of any stream: a user's ends with it too, while it is erased.
+    """
 
     SESSION_CREATED = "session_created"
     ADK_EVENT = "adk_event"
     STATE_SET = "state_set"
+    SESSION_DESCRIBED = "session_described"
     SESSION_DELETED = "session_deleted"
     CARRIED_OVER = "carried_over"
+    DELETED = "deleted"
     VACUUMED = "vacuumed"
+    PURGED = "purged"
+    ERASED = "erased"
+    IMPORTED = "imported"
 
 
 CONVERSATION_TYPES: Final = frozenset({EventType.SESSION_CREATED, EventType.ADK_EVENT})
-"""Events that make a loaded session stale. Others (state keys set from outside) do not."""
+"""Events that make a loaded session stale. Others (keys set from outside, titles) do not."""
+
+REMOVAL_TYPES: Final = frozenset({EventType.VACUUMED, EventType.PURGED, EventType.ERASED})
+"""Notes on the system stream that name the streams whose events were removed with them."""
 
 
 class StreamKey(NamedTuple):
@@ -141,23 +156,51 @@ class RecordedEvent(NamedTuple):
         return None if self.data is None else decode(self.data, self.encoding)
 
 
-DeltaEvent = tuple[int, int, float, bytes | None, bytes | None, RecordedEvent | None]
-"""What folding the deltas needs of an event: position, stream id, timestamp, delta and its digest
-(checked). A plain tuple, as the database gives it, for one is made per event of a rebuild.
+class StreamDeltas(NamedTuple):
+    """What the plain events of one session say in a part of the log.
 
-The last part is None for by far the most: conversation events of the current schema version, with a
-delta in strict JSON. Of any other event it is the whole."""
+    *Plain* are by far the most: an ADK event or a session's first, of the current schema version,
+    with a delta in strict JSON or none. `last` is the position of the last of them and `timestamp`
+    its own; `created` is that of the session's first event, where it is among them. Of those with a
+    delta, there are `positions` and `deltas`, in the order of the log.
+    """
+
+    stream_id: int
+    user_stream_id: int
+    app_stream_id: int
+    last: int
+    timestamp: float
+    created: float | None
+    positions: Sequence[int]
+    deltas: Sequence[bytes]
 
 
-def check_identifier(what: str, value: object) -> str:
+class Deltas(NamedTuple):
+    """What folding the deltas needs of the events behind position `after`, up to `upto`.
+
+    An object for each event would take longer to make than to fold. So of the plain ones there is
+    what they say stream by stream; `wholes` are the others, in the order of the log. `events` is
+    how many there are of both.
+    """
+
+    after: int
+    upto: int
+    events: int
+    streams: Sequence[StreamDeltas]
+    wholes: Sequence[RecordedEvent]
+
+
+def check_identifier(what: str, value: object, longest: int = IDENTIFIER_LENGTH) -> str:
     """Returns `value` when both databases can hold it as an id or a state key.
 
     Raises:
         InvalidIdentifier: no string, or with NUL (PostgreSQL cannot hold it) or lone surrogates
-            (no UTF-8 can).
+            (no UTF-8 can), or longer than `longest` characters.
     """
     if not isinstance(value, str):
         raise InvalidIdentifier(what, f"must be a str, not {type(value).__name__}")
+    if len(value) > longest:
+        raise InvalidIdentifier(what, f"is longer than {longest:,} characters")
     if value.isascii():
         if "\0" in value:
             raise InvalidIdentifier(what, "contains NUL")

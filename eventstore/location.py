@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from eventstore.errors import PathUnusable
+from eventstore.errors import NotOnThisDatabase, PathUnusable
 
-__all__ = ["DEFAULT_PATH", "ENVIRONMENT_VARIABLE", "MEMORY", "resolve"]
+__all__ = [
+    "DEFAULT_PATH",
+    "ENVIRONMENT_VARIABLE",
+    "MEMORY",
+    "is_server",
+    "require_file",
+    "resolve",
+    "server_url",
+    "shown",
+]
 
 ENVIRONMENT_VARIABLE: Final = "ADK_SESSION_DB"
 DEFAULT_PATH: Final = "data_science/db/adk.sqlite3"
@@ -29,11 +39,12 @@ _log = logging.getLogger(__name__)
 
 
 def resolve(target: str | os.PathLike[str] | None) -> str:
-    """Turns a path or URL into an absolute path, or MEMORY.
+    """Turns a path or URL into an absolute path, MEMORY, or the `postgresql:` URL of a server.
 
     None means the environment variable ADK_SESSION_DB, else data_science/db/adk.sqlite3 below the
     working directory. URLs follow SQLAlchemy's rule: three slashes begin a relative path, four an
-    absolute one. Relative paths are made absolute here, so a later chdir changes nothing.
+    absolute one. Relative paths are made absolute here, so a later chdir changes nothing. The URL
+    of a server may hold a password: show people what `shown` makes of it.
 
     Raises:
         PathUnusable: the URL's scheme is none this version can open.
@@ -47,8 +58,10 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
     if not text:
         raise PathUnusable("''", "is empty", "Pass a path, a URL, or nothing for the default.")
     scheme, separator, rest = text.partition(":")
+    if scheme in _POSTGRESQL_SCHEMES and rest.startswith("//"):
+        return f"postgresql:{rest}"
     # One letter before the colon is a drive of Windows, not a scheme.
-    url = rest.startswith("//") or scheme in (*_SQLITE_SCHEMES, "file")
+    url = rest.startswith("//") or scheme in (*_SQLITE_SCHEMES, *_POSTGRESQL_SCHEMES, "file")
     if separator and url and len(scheme) > 1:
         text = _path_of_url(scheme, text)
     if text in ("", MEMORY):
@@ -59,18 +72,59 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
     return str((path.expanduser() if text.startswith("~/") else path).absolute())
 
 
+def is_server(resolved: str) -> bool:
+    """Whether what `resolve` returned is a server's URL, and no file."""
+    return resolved.startswith("postgresql://")
+
+
+def shown(resolved: str) -> str:
+    """What `resolve` returned, as it may be printed: a server's URL without any password."""
+    if not is_server(resolved):
+        return resolved
+    parts = urlsplit(resolved)
+    user, at, hosts = parts.netloc.rpartition("@")
+    query = [
+        (name, value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if "password" not in name.lower()
+    ]
+    return server_url(f"{user.partition(':')[0]}{at}{hosts}", parts.path, query)
+
+
+def server_url(place: str, path: str, query: Sequence[tuple[str, str]]) -> str:
+    """The URL of a server from its parts; `place` is the user and the hosts, or nothing."""
+    said = urlencode(query, quote_via=quote, safe="/")
+    return f"postgresql://{place}{path}{'?' if said else ''}{said}"
+
+
+def require_file(target: str | os.PathLike[str] | None, operation: str) -> str:
+    """As `resolve`, for what is done with files only; `operation` is a verb for the error.
+
+    Raises:
+        NotOnThisDatabase: it is a server's URL.
+    """
+    resolved = resolve(target)
+    if is_server(resolved):
+        raise NotOnThisDatabase(
+            shown(resolved),
+            operation,
+            "Use PostgreSQL's own programs: pg_dump and pg_restore, or pg_basebackup.",
+        )
+    return resolved
+
+
 def _path_of_url(scheme: str, url: str) -> str:
     if scheme in _POSTGRESQL_SCHEMES:
         raise PathUnusable(
             f"{scheme}: URL",
-            "names a PostgreSQL server",
-            "This version stores sessions in SQLite files only: pass a path or sqlite:///path.",
+            "names no server",
+            "Write it as postgresql://user@host:5432/database.",
         )
     if scheme not in _SQLITE_SCHEMES:
         raise PathUnusable(
             f"{scheme}: URL",
             "has a scheme this package does not know",
-            "Pass a path, sqlite:///relative/path or sqlite:////absolute/path.",
+            "Pass a path, sqlite:///relative/path, sqlite:////absolute/path or postgresql://...",
         )
     # Taken apart by hand: to SQLAlchemy, whose rule this is, "#" and ";" are part of a path.
     rest = url.partition(":")[2]

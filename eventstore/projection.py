@@ -18,13 +18,20 @@ from typing import Any, ClassVar, Final
 from eventstore.changes import Add, Change, ColumnType, Delete, DeleteOwner, Put, Table, Update
 from eventstore.encoding import decode, encode
 from eventstore.errors import InvalidProjection, ProjectionFailed
-from eventstore.events import DeltaEvent, EventType, NewEvent, RecordedEvent, Stream
+from eventstore.events import Deltas, EventType, NewEvent, RecordedEvent
 
-__all__ = ["BulkProjection", "Projection", "carried_over", "changes_of", "check_projection"]
+__all__ = [
+    "BulkProjection",
+    "Projection",
+    "carried_over",
+    "changes_of",
+    "check_projection",
+    "is_table_name",
+]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _TAKEN: Final = re.compile(
-    r"(adk|sqlite|pg|shadow|retired)_.*|streams|events|codecs|maintenance|projections"
+    r"(adk|sqlite|pg|shadow|retired)_.*|streams|events|codecs|maintenance|projections|eventstore"
 )
 _VIEW_NAME: Final = re.compile(r"adk_[a-z0-9_]{1,44}")
 _LOG_VIEW: Final = "adk_events"
@@ -46,8 +53,15 @@ class Projection(ABC):
     table: ClassVar[Table]
     """The one table the fold writes."""
     views: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """SELECT statements for people who look with a shell: dialect ("sqlite") to view name to SQL.
-    A view's name begins with `adk_`."""
+    """SELECT statements for people who look with a shell: dialect ("sqlite", "postgresql") to view
+    name to SQL. Tables are named without their schema. A view's name begins with `adk_`."""
+    upgrades: ClassVar[Mapping[str, Mapping[int, str]]] = {}
+    """SELECT statements that make this version's rows of an older version's table, exactly as a
+    rebuild would: dialect to that version to SQL. So a database is brought up to date when it is
+    opened. An inline projection without one asks for `rebuild-projections`."""
+
+    _fits: ClassVar[bool] = False
+    """Whether the changes are known to fit the table."""
 
     @abstractmethod
     def apply(self, event: RecordedEvent) -> Iterable[Change]:
@@ -60,14 +74,11 @@ class BulkProjection(Projection):
     So a rebuild reads less and calls less. `apply` stays the definition.
     """
 
-    @abstractmethod
-    def apply_page(
-        self, events: Sequence[DeltaEvent], streams: Mapping[int, Stream]
-    ) -> Iterable[Change]:
-        """The net changes of events in position order, to the same effect as `apply` on each.
+    _fits: ClassVar[bool] = True
 
-        `streams` holds the stream of each event.
-        """
+    @abstractmethod
+    def apply_page(self, page: Deltas) -> Iterable[Change]:
+        """The net changes of a page of events, to the same effect as `apply` on each, in order."""
 
 
 def changes_of(projection: Projection, event: RecordedEvent) -> Iterable[Change]:
@@ -79,7 +90,7 @@ def changes_of(projection: Projection, event: RecordedEvent) -> Iterable[Change]
     if event.type == EventType.CARRIED_OVER:
         return _carried_changes(projection, event)
     changes = projection.apply(event)
-    if not isinstance(projection, BulkProjection):
+    if not projection._fits:  # noqa: SLF001 - one unit
         changes = _checked(projection, event, changes)
     if event.type == EventType.SESSION_DELETED:
         return (*changes, DeleteOwner(event.stream.id))
@@ -176,6 +187,11 @@ def _carried_changes(projection: Projection, event: RecordedEvent) -> Iterable[C
                 yield Put(tuple(key), tuple(values[0])) if values else Delete(tuple(key))
 
 
+def is_table_name(name: str) -> bool:
+    """Whether a projection's table can have this name: none that is the log's own."""
+    return _NAME.fullmatch(name) is not None and _TAKEN.fullmatch(name) is None
+
+
 def check_projection(projection: Any) -> Projection:
     """Returns `projection` when a database can hold it.
 
@@ -198,12 +214,14 @@ def check_projection(projection: Any) -> Projection:
         raise InvalidProjection(
             name, "must have an integer first, the owning stream, and types integer, real and text"
         )
-    for text in (name, table.name, *columns):
+    if not {column for each in table.indexes.values() for column in each} <= columns.keys():
+        raise InvalidProjection(name, "has an index on a column that its table does not have")
+    for text in (name, table.name, *columns, *table.indexes):
         if not isinstance(text, str) or not _NAME.fullmatch(text):
             raise InvalidProjection(
                 str(name), f"has a name that is not of the form {_NAME.pattern}: {text!r}"
             )
-    if _TAKEN.fullmatch(table.name):
+    if not is_table_name(table.name):
         raise InvalidProjection(name, f"has a table name that is taken: {table.name}")
     for view in views:
         if not isinstance(view, str) or not _VIEW_NAME.fullmatch(view):

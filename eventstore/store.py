@@ -9,31 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from eventstore import location
 from eventstore.changes import Change, Row
 from eventstore.cursor import Cursor
-from eventstore.errors import PathUnusable
-from eventstore.events import DeltaEvent, NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.errors import CorruptEvent, PathUnusable
+from eventstore.events import Deltas, NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.observer import Observer
 from eventstore.projection import Projection, check_projection
 
 __all__ = [
+    "AppCounts",
     "Appended",
     "Durability",
     "EventStore",
+    "Finding",
     "Loaded",
     "LoggedEvent",
     "MaintenanceTransaction",
     "Registered",
+    "Rewritten",
     "Snapshot",
+    "Storage",
     "StreamFacts",
     "Window",
+    "copy_file",
+    "examine",
     "open_store",
     "pending_migrations",
+    "put_in_place",
+    "schema_ddl",
 ]
 
 T = TypeVar("T")
@@ -110,16 +119,60 @@ class Registered(NamedTuple):
     failure: str | None
 
 
+class AppCounts(NamedTuple):
+    """What an app has: live sessions, users, deleted sessions that are still in the log, events."""
+
+    app_name: str
+    sessions: int
+    users: int
+    deleted: int
+    events: int
+
+
+class Storage(NamedTuple):
+    """What a store takes on its disk, in bytes.
+
+    `unused` is what `shrink` would give back. `log` is what was written and is not in its place yet
+    (SQLite's `-wal`). `tables` holds the size of each table with its indexes, None where it was not
+    asked for or the backend cannot tell.
+    """
+
+    total: int
+    unused: int
+    log: int
+    tables: Mapping[str, int] | None
+
+
+class Rewritten(NamedTuple):
+    """Whether a store was written anew, and whether no copy of what was removed before is left.
+
+    Somebody who still reads an older state keeps a copy from going.
+    """
+
+    done: bool
+    gone: bool
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at in a store that need not be usable.
+
+    `state` is "ok", "note" (nothing to be done), "warning" or "problem". `remedy` says what to do.
+    """
+
+    check: str
+    state: Literal["ok", "note", "warning", "problem"]
+    message: str
+    remedy: str = ""
+
+
 class Snapshot(Protocol):
     """Reads of one consistent state of the database, whole or in pages."""
 
     def head(self) -> int:
         """The position of the last event, 0 in an empty log."""
 
-    def read_deltas(
-        self, after: int, upto: int, count: int
-    ) -> tuple[Sequence[DeltaEvent], Mapping[int, Stream]]:
-        """Up to `count` events of the log behind `after`, with the streams they are in."""
+    def read_deltas(self, after: int, upto: int) -> Deltas:
+        """The events of the log behind `after`, up to `upto` or as many as memory allows."""
 
     def read_all(self, after: int, upto: int, count: int) -> Sequence[RecordedEvent]:
         """Up to `count` whole events of the log behind `after`, in position order."""
@@ -130,8 +183,14 @@ class Snapshot(Protocol):
     def read_log(self, after: int, upto: int, count: int) -> Sequence[LoggedEvent]:
         """As `read_all`, but unchecked, with what proves the events."""
 
+    def read_logged(self, positions: Sequence[int]) -> Sequence[LoggedEvent]:
+        """The events at some positions, in position order, as `read_log` gives them."""
+
     def read(self, stream: Stream) -> Sequence[RecordedEvent]:
         """Every event of a stream, oldest first."""
+
+    def version_of(self, stream: Stream, event_id: str) -> int | None:
+        """The version at which a stream holds an event with this id; None when it does not."""
 
     def get_stream(self, stream_id: int) -> Stream:
         """A stream by its id."""
@@ -155,7 +214,7 @@ class Snapshot(Protocol):
         """Up to `count` rows of `streams` behind id `after`."""
 
     def deleted_streams(self, count: int) -> Sequence[Stream]:
-        """Up to `count` deleted streams whose events are still there."""
+        """Up to `count` deleted streams whose events are still there, a user's behind sessions."""
 
     def registered(self) -> Mapping[str, Registered]:
         """The projections this database keeps rows of, by name."""
@@ -171,6 +230,66 @@ class Snapshot(Protocol):
     ) -> Sequence[Row] | None:
         """Up to `count` rows of a projection behind a key; None when its table is no good."""
 
+    def indexed_page(
+        self,
+        projection: Projection,
+        index: str,
+        equal: Row,
+        *,
+        after: Row | None,
+        descending: bool,
+        count: int,
+    ) -> Sequence[Row]:
+        """Up to `count` whole rows of a projection in the order of one of its indexes.
+
+        `equal` are the values of the index's first columns. `after` is where to go on: the values
+        of its other columns and of the key, which need not be there.
+        """
+
+    def apps(self) -> Sequence[Stream]:
+        """The streams of all apps, by name."""
+
+    def find_sessions(
+        self, session_id: str, app_name: str | None = None, user_id: str | None = None
+    ) -> Sequence[Stream]:
+        """The live sessions with an id, of any app and user that are not named. Looks at all."""
+
+    def streams_of_user(self, user_id: str, app_name: str | None = None) -> Sequence[StreamFacts]:
+        """A user's own streams and the sessions', in one app or all.
+
+        Also the deleted ones whose events are still there. Looks at all streams.
+        """
+
+    def read_page(self, stream: Stream, after: int, count: int) -> Sequence[RecordedEvent]:
+        """Up to `count` events of a stream behind a version, oldest first."""
+
+    def last_positions(
+        self,
+        count: int,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+    ) -> Sequence[int]:
+        """The positions of the last events, in order: of the log, or of streams with these ids.
+
+        Where the ids are those of many streams it goes back through the log until it has enough.
+        """
+
+    def count_by_app(self) -> Sequence[AppCounts]:
+        """What each app has, by name. Looks at all streams, and at no event."""
+
+    def largest_streams(self, count: int) -> Sequence[Stream]:
+        """The live sessions with the most events. Looks at all streams, and at no event."""
+
+    def position_before(self, recorded_at: int) -> int:
+        """The last position whose event was recorded before a time (microseconds).
+
+        Found by halving the log, so it is right where the clock of its writers did not go back.
+        """
+
+    def content_sizes(self, after: int, count: int) -> Sequence[tuple[int, int, int]]:
+        """Position, stream id and bytes of content of up to `count` events behind a position."""
+
     def check_file(self) -> Sequence[str]:
         """What the database's own checks of its files find; empty when all is well."""
 
@@ -180,6 +299,14 @@ class MaintenanceTransaction(Snapshot, Protocol):
 
     def append(self, stream: Stream, event: NewEvent) -> RecordedEvent:
         """Writes one event behind the stream's head; its `stream` has the new head."""
+
+    def flush(self) -> None:
+        """Writes the events that wait, where any do: a backend may write many at once.
+
+        Raises:
+            EventIdConflict, ProjectionFailed: what is wrong with one of them. All that is done
+                later in the transaction fails too.
+        """
 
     def apply(self, projection: Projection, changes: Iterable[Change]) -> None:
         """Executes row changes on a projection's table."""
@@ -215,14 +342,53 @@ class MaintenanceTransaction(Snapshot, Protocol):
     def clear_away(self, table: str, count: int) -> bool:
         """Removes some rows of what is left of a shadow or retired table; False when none is."""
 
+    def leftovers(self) -> Sequence[str]:
+        """The names of tables of which a shadow or a retired table is there."""
+
     def put_stream(self, facts: StreamFacts) -> None:
         """Writes a row of `streams` anew, as the log has it."""
+
+    def end(self, stream: Stream, event: NewEvent) -> Stream:
+        """Ends a live stream with a tombstone, whose rows go; returns it with its last head."""
+
+    def open_stream(self, key: StreamKey) -> Stream:
+        """Makes a new live stream, and those of its user and app where they are missing.
+
+        Raises:
+            StreamExists: a live stream has this key.
+        """
+
+    def ensure_stream(self, key: StreamKey) -> Stream:
+        """The live stream with this key, made where it is missing."""
+
+    def import_stream(self, facts: StreamFacts) -> Stream:
+        """Writes a new row of `streams` just as it is, in place of a live one without events.
+
+        An id of 0 stands for one that was never given out; no id is given out again.
+
+        Raises:
+            StreamExists: a live stream with this key has events, or the id is taken.
+        """
+
+    def import_event(self, stream: Stream, logged: LoggedEvent, position: int = 0) -> Stream:
+        """Writes an event behind a stream's head just as it is, and what it does to the rows.
+
+        Its link is taken as it is given; whoever calls has proved it. A position of 0 stands for
+        the next one. Returns the stream with its new head.
+
+        Raises:
+            EventIdConflict: the stream holds an event with this id, or the position is taken. It
+                may come from a later call, at last from `flush` or the end of the transaction.
+        """
 
     def maintenance(self, reason: str) -> AbstractContextManager[None]:
         """Lets events be removed while it lasts; the transaction must log what it did."""
 
     def scavenge(self, stream: Stream) -> int:
-        """Removes a deleted stream's events and blanks its identity; returns how many."""
+        """Removes a deleted stream's events and blanks its identity; returns how many.
+
+        What is left in its row is its kind, its last version and its last chain link.
+        """
 
     def ensure_system_stream(self) -> Stream:
         """The stream that maintenance logs itself on."""
@@ -238,6 +404,13 @@ class EventStore(Protocol):
     @property
     def path(self) -> str:
         """The database file."""
+
+    @property
+    def target(self) -> str | None:
+        """What `open_store` takes to open it in another process; None where it cannot be.
+
+        It may hold a password: `path` is what people are shown.
+        """
 
     @property
     def projections(self) -> Sequence[Projection]:
@@ -295,6 +468,17 @@ class EventStore(Protocol):
         decoding it does not hold up the loop. It may be called twice.
         """
 
+    def load_intact(
+        self,
+        key: StreamKey,
+        window: Window,
+        convert: Callable[[Loaded, Sequence[CorruptEvent]], T],
+    ) -> asyncio.Future[T | None]:
+        """As `load`, without the events that are damaged, which `convert` gets beside it.
+
+        Slow: it looks at every event of the stream.
+        """
+
     def read(
         self, key: StreamKey, convert: Callable[[Sequence[RecordedEvent]], T]
     ) -> asyncio.Future[T | None]:
@@ -311,14 +495,34 @@ class EventStore(Protocol):
     def load_rows(self, key: StreamKey, table: str) -> asyncio.Future[Sequence[Row]]:
         """The rows of a projection that belong to one stream; none when it does not exist."""
 
+    def ping(self) -> asyncio.Future[None]:
+        """Done when the database has answered a question."""
+
     def barrier(self) -> asyncio.Future[None]:
         """Done when everything handed over before it is."""
 
-    def snapshot(self, function: Callable[[Snapshot], T]) -> T:
-        """Runs a function over one snapshot of the database, while others write. Blocks."""
+    def snapshot(self, function: Callable[[Snapshot], T], *, whole: bool = False) -> T:
+        """Runs a function over one snapshot of the database, while others write. Blocks.
 
-    def transact(self, function: Callable[[MaintenanceTransaction], T]) -> T:
-        """Runs maintenance in one transaction of its own, while other writers wait. Blocks."""
+        Its head is the position up to which the log is final: nothing comes in below it any more.
+        With `whole` that is so of everything the snapshot shows, and the tables of inline
+        projections stand at its head: for those who compare them with the log.
+        """
+
+    def snapshots(self, functions: Iterable[Callable[[Snapshot], T]]) -> Iterator[T]:
+        """Runs functions over a snapshot each; returns in order what each returns.
+
+        The next ones may run, on other threads, while the caller works with an outcome.
+        """
+
+    def transact(
+        self, function: Callable[[MaintenanceTransaction], T], *, beside_writers: bool = False
+    ) -> T:
+        """Runs maintenance in one transaction of its own, while other writers wait. Blocks.
+
+        With `beside_writers` they need not wait: for what neither looks at the end of the log nor
+        touches what appends touch.
+        """
 
     def maintaining(self, operation: str) -> AbstractContextManager[None]:
         """Keeps other maintenance off, in every process, while it lasts; not the writers.
@@ -346,8 +550,27 @@ class EventStore(Protocol):
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""
 
+    def rewrite(self, *, whole: bool = True, at_most_s: float | None = None) -> Rewritten:
+        """Sees to it that no copy of what was removed is left in the store's files. Blocks.
+
+        Writes all of the file anew, while writers wait, unless that takes longer than `at_most_s`;
+        without `whole` only folds in what was written beside it.
+
+        Raises:
+            StorageFailed: the disk is full or failing; the store is as it was.
+        """
+
+    def storage(self, *, tables: bool) -> Storage:
+        """What the store takes on its disk. With `tables` every page of it is read."""
+
     def stats(self) -> dict[str, Any]:
         """Facts about the store: counts, sizes, versions, settings."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """How many bytes each part of the store takes, without reading it: "database", "wal"."""
+
+    def observe(self, observer: Observer) -> None:
+        """Tells an observer of commits from now on, in place of the one before."""
 
     def close(self) -> None:
         """Executes what was handed over and lets go of the file. Safe to call twice."""
@@ -360,29 +583,90 @@ def open_store(
     durability: Durability = "normal",
     for_rebuild: bool = False,
     create: bool = True,
+    schema: str | None = None,
+    create_schema: bool = True,
+    partitions: int = 0,
+    connect: Callable[[], str | Awaitable[str]] | None = None,
 ) -> EventStore:
     """Opens a store; `target` is as `location.resolve` takes it.
 
     A missing file is made, unless `create` is False. With `for_rebuild` the projections' tables
     may be missing, changed or of another version.
 
+    The others are for a server: `schema` is the one to use. It is made where it is missing, unless
+    `create` is False, with the events split into so many `partitions`, and brought to the newest
+    version; neither when `create_schema` is False. `connect` returns the URL to connect with each
+    time a connection is made; a coroutine function may, too.
+
     Raises:
         StoreUnusable: one of its kinds, see eventstore.errors.
         ProjectionMissing: the database was written with other projections.
         InvalidProjection: one of `projections` cannot be kept in a database.
     """
-    from eventstore.sqlite.store import SqliteEventStore
-
     for projection in projections:
         check_projection(projection)
-    path = location.resolve(target)
+    path = location.resolve(_SERVER if target is None and connect is not None else target)
+    if location.is_server(path):
+        store: EventStore = _postgres().store.PostgresEventStore(
+            _postgres().address.parse_url(path, schema),
+            projections,
+            connect=connect,
+            durability=durability,
+            for_rebuild=for_rebuild,
+            create=create,
+            create_schema=create_schema,
+            partitions=partitions,
+        )
+        return store
+    if schema is not None or connect is not None or partitions or not create_schema:
+        raise TypeError("schema, create_schema, partitions and connect are for a postgresql: URL")
+    from eventstore.sqlite.store import SqliteEventStore
+
     if not create and not Path(path).exists():
         raise PathUnusable(path, "does not exist", "Pass the path of a database: --db PATH.")
     return SqliteEventStore(path, projections, durability=durability, for_rebuild=for_rebuild)
 
 
+_SERVER: Final = "postgresql://"
+
+
+def _postgres() -> Any:
+    """The PostgreSQL backend, which needs an extra.
+
+    Raises:
+        PathUnusable: that is not installed.
+    """
+    try:
+        import psycopg  # noqa: F401 - is it there?
+    except ImportError:
+        raise PathUnusable(
+            "a postgresql: URL",
+            "needs the driver psycopg",
+            "Install it: pip install 'adk-eventstore[postgres]'",
+        ) from None
+    import eventstore.postgres.address
+    import eventstore.postgres.database
+    import eventstore.postgres.store
+
+    return eventstore.postgres
+
+
+def schema_ddl(
+    projections: Sequence[Projection], *, schema: str | None = None, partitions: int = 0
+) -> str:
+    """The SQL that makes the schema on a server, for a role that may: see `create_schema`.
+
+    Raises:
+        PathUnusable: the schema has no usable name.
+    """
+    address = _postgres().address.parse_url(_SERVER, schema)
+    text: str = _postgres().database.ddl(address.schema, projections, partitions=partitions)
+    return text
+
+
 def pending_migrations(
     target: str | os.PathLike[str] | None,
+    projections: Sequence[Projection] = (),
 ) -> tuple[int, list[tuple[int, str]]]:
     """The schema version of a store, and what `open_store` would run: each version with its SQL.
 
@@ -391,6 +675,59 @@ def pending_migrations(
     Raises:
         StoreUnusable: one of its kinds, see eventstore.errors.
     """
+    path = location.resolve(target)
+    if location.is_server(path):
+        return _postgres().store.pending_migrations(  # type: ignore[no-any-return]
+            _postgres().address.parse_url(path), projections
+        )
     from eventstore.sqlite.database import pending_migrations as pending
 
-    return pending(location.resolve(target))
+    return pending(path)
+
+
+def examine(
+    target: str | os.PathLike[str] | None,
+    projections: Sequence[Projection],
+    others: Sequence[Projection] = (),
+    *,
+    whole: bool | None = None,
+) -> list[Finding]:
+    """Looks at a store that may be unusable, and at the place it is in. Changes nothing.
+
+    `projections` are those it must have, `others` those whose tables may be there. `whole` says
+    whether every page of it is checked; when it is None, only if it is not large.
+    """
+    path = location.resolve(target)
+    if location.is_server(path):
+        found: list[Finding] = _postgres().store.examine(
+            _postgres().address.parse_url(path), projections, others
+        )
+        return found
+    from eventstore.sqlite.examination import examine as examine_file
+
+    return examine_file(path, projections, others, whole=whole)
+
+
+def copy_file(source: str | os.PathLike[str], target: str) -> None:
+    """Copies the file of a store that need not be open, of any version, to a new file. Blocks.
+
+    The source stays as it is, and may be in a folder that nothing can be written to.
+
+    Raises:
+        PathUnusable, NotADatabase, StorageFailed: there is no copy, or a part of one.
+    """
+    from eventstore.sqlite.files import copy_file as copy
+
+    copy(location.require_file(source, "copy"), target)
+
+
+def put_in_place(copy: str, path: str) -> None:
+    """Gives the file of a closed store another name, in place of the file that has it.
+
+    Raises:
+        DatabaseInUse: somebody has that one open.
+        PathUnusable: the folder cannot be written.
+    """
+    from eventstore.sqlite.files import put_in_place as put
+
+    put(copy, path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Mapping, Sequence, Set
 from contextlib import closing
 from functools import lru_cache
@@ -22,17 +24,20 @@ from eventstore.errors import (
     SchemaTooNew,
     StorageFailed,
     StoreBusy,
+    ValueNotStorable,
 )
 from eventstore.projection import Projection
+from eventstore.sqlite import shadow
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
-from eventstore.sqlite.tables import create_table, create_views
+from eventstore.sqlite.tables import create
 
 __all__ = [
     "BUSY_TIMEOUT_S",
     "check_identity",
     "check_schema",
     "connect",
+    "expected_names",
     "open_database",
     "pending_migrations",
     "prepare_path",
@@ -40,11 +45,14 @@ __all__ = [
     "translate",
 ]
 
+_log = logging.getLogger(__name__)
+
 APPLICATION_ID: Final = 0x41444B45
 """Stored in the file's header: "ADKE"."""
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for programs and processes that hold the file before it gives up."""
 _STATEMENTS_CACHED: Final = 256
+_TRIGGER_DEPTH: Final = 1
 _OLDEST_SQLITE: Final = (3, 37)  # STRICT tables
 _REBUILD: Final = "Run: rebuild-projections --db {path}"
 
@@ -55,6 +63,8 @@ _PRAGMAS: Final[Mapping[str, tuple[str | None, object]]] = {
     # A file from a stranger must not run functions from its schema, nor read broken cells.
     "trusted_schema": ("OFF", 0),
     "cell_size_check": ("ON", 1),
+    # What is removed is overwritten. Some builds of SQLite do so anyway.
+    "secure_delete": ("ON", 1),
     "busy_timeout": (f"{BUSY_TIMEOUT_S * 1000:.0f}", BUSY_TIMEOUT_S * 1000),
     # The writer checkpoints itself, behind the acknowledgement and inside the gate.
     "wal_autocheckpoint": ("0", 0),
@@ -105,10 +115,19 @@ def translate(path: str, error: BaseException) -> BaseException:
             return NotADatabase(
                 path,
                 f"is not a SQLite database, or it is damaged ({name})",
-                "Choose another path, or restore the file from a backup.",
+                "Choose another path, restore the file from a backup, or save what can be saved of "
+                "it: adk-eventstore recover.",
             )
+        case sqlite3.SQLITE_TOOBIG:
+            return ValueNotStorable("the request", "it is larger than a row of the database")
+        case 0:
+            return error  # none of SQLite's: a defect
         case _:
-            return error
+            return SchemaAltered(
+                path,
+                f"does not answer as a database of this package does ({name})",
+                "Find out what is wrong: adk-eventstore verify.",
+            )
 
 
 def prepare_path(path: str) -> str:
@@ -185,12 +204,23 @@ def connect(path: str, *, read_only: bool, new: bool = False) -> sqlite3.Connect
                     f"has PRAGMA {name} = {actual}, not {read_back}",
                     "Choose a path on a local disk.",
                 )
+        _restrict(connection)
         if read_only:
             connection.execute("PRAGMA query_only = ON")
+            # Not where tables are swapped: that writes the schema itself, see shadow.py.
+            if sys.version_info >= (3, 12):
+                connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _restrict(connection: sqlite3.Connection) -> None:
+    """Takes from a connection what no statement of this package needs, and a file might abuse."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, _TRIGGER_DEPTH)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
 
 
 def open_database(
@@ -246,7 +276,8 @@ def _is_new(connection: sqlite3.Connection, path: str) -> bool:
         raise ForeignDatabase(
             path,
             "was written by one of ADK's own session services",
-            "Choose another path for this service; that file is left as it is.",
+            "Choose another path for this service; that file is left as it is. To take its "
+            f"sessions over: adk-eventstore import {path}",
         )
     raise ForeignDatabase(path, "belongs to another program", "Choose another path.")
 
@@ -302,13 +333,14 @@ def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Pr
             _execute_script(connection, script)
         if version == 0:
             for projection in projections:
-                connection.execute(create_table(projection))
-                create_views(connection, projection)
+                create(connection, projection)
                 connection.execute(
                     QUERIES["register_projection"],
                     (projection.name, projection.version, projection.table.name, None),
                 )
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        else:
+            _upgrade(connection, projections)
         if version < len(scripts):
             connection.execute(f"PRAGMA user_version = {len(scripts)}")
     except BaseException:
@@ -316,6 +348,36 @@ def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Pr
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) -> None:
+    """Brings the tables of projections up to date that say how; part of the migration.
+
+    A table that is not as its version made it is left to a rebuild.
+    """
+    rows = connection.execute(QUERIES["registered_projections"]).fetchall()
+    stored = {name: version for name, version, _, checkpoint, *_ in rows if checkpoint is None}
+    for projection in projections:
+        before = stored.get(projection.name, projection.version)
+        select = projection.upgrades.get("sqlite", {}).get(before)
+        if before >= projection.version or select is None:
+            continue
+        connection.execute("SAVEPOINT upgrade")
+        try:
+            shadow.replace(connection, projection, select)
+            connection.execute(
+                QUERIES["register_projection"],
+                (projection.name, projection.version, projection.table.name, None),
+            )
+        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
+            if error.sqlite_errorcode & 0xFF not in (
+                sqlite3.SQLITE_ERROR,
+                sqlite3.SQLITE_CONSTRAINT,
+            ):
+                raise
+            connection.execute("ROLLBACK TO upgrade")
+            _log.warning("%s has to be rebuilt: its table is not as it was", projection.name)
+        connection.execute("RELEASE upgrade")
 
 
 def _execute_script(connection: sqlite3.Connection, script: str) -> None:
@@ -433,6 +495,12 @@ def _plain(name: str, sql: str) -> str:
     return " ".join(sql.replace(f'"{name}"', name, 1).split())
 
 
+def expected_names(projections: tuple[Projection, ...]) -> Set[str]:
+    """The names of everything in the schema of a database of ours."""
+    log, folds = _expected_schema(projections)
+    return log.keys() | folds.keys()
+
+
 @lru_cache(maxsize=8)
 def _expected_schema(
     projections: tuple[Projection, ...],
@@ -445,8 +513,7 @@ def _expected_schema(
         folds: dict[str, tuple[str, str]] = {}
         for projection in projections:
             before = _schema(connection)
-            connection.execute(create_table(projection))
-            create_views(connection, projection)
+            create(connection, projection)
             after = _schema(connection)
             folds |= {name: (projection.name, after[name]) for name in after.keys() - before.keys()}
     return log, folds

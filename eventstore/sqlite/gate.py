@@ -13,16 +13,18 @@ overlap, which also closes the WAL-reset corruption of SQLite before 3.51.3
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from eventstore._platform import FileLock
 from eventstore.errors import PathUnusable, StoreBusy
+from eventstore.observer import Observer
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "release_fully"]
 
 _POLL_S: Final = 0.005
 
@@ -43,7 +45,10 @@ class Gate:
             self._turn.close()
             raise
         # The file locks belong to the process: between its threads they decide nothing.
-        self._inside = threading.Lock()
+        self._inside = threading.RLock()
+        self.wanted = False
+        """Whether the thread of this process that may wait is in the gate, or about to be."""
+        self.observer: Observer | None = None
         self._since: float | None = None
         self._contended = threading.Event()
         self._watched = True
@@ -51,20 +56,26 @@ class Gate:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Holds the write lock, waiting for it without a limit."""
-        with self._inside:
-            if not self._enter(blocking=False):
-                self._since = time.monotonic()
-                self._contended.set()
+        self.wanted = True
+        try:
+            with self._inside:
+                if not self._enter(blocking=False):
+                    self._since = since = time.monotonic()
+                    self._contended.set()
+                    try:
+                        self._enter(blocking=True)
+                    finally:
+                        self._since = None
+                        self._contended.clear()
+                    if self.observer is not None:
+                        self.observer.waited(time.monotonic() - since)
                 try:
-                    self._enter(blocking=True)
+                    self._write.sign()
+                    yield
                 finally:
-                    self._since = None
-                    self._contended.clear()
-            try:
-                self._write.sign()
-                yield
-            finally:
-                self._write.release()
+                    self._write.release()
+        finally:
+            self.wanted = False
 
     def enter_if_free(self) -> bool:
         """Takes the write lock if nobody holds it or waits for it; then `leave` gives it back."""
@@ -80,6 +91,14 @@ class Gate:
         """Gives back what `enter_if_free` took."""
         self._write.release()
         self._inside.release()
+
+    def leave_if_inside(self) -> None:
+        """Gives back whatever an `enter_if_free` of this thread took, which was interrupted."""
+        if self._inside.acquire(blocking=False):  # it is this thread's, or nobody's
+            for lock in (self._turn, self._write):
+                with suppress(OSError):  # where a lock that is not held cannot be given back
+                    lock.release()
+            release_fully(self._inside)
 
     @contextmanager
     def held_within(self, seconds: float) -> Iterator[None]:
@@ -124,12 +143,21 @@ class Gate:
 
     def holder(self) -> str:
         """Who holds the write lock, as text for an error message."""
-        return self._write.holder()
+        name = self._write.holder()
+        # Whoever was stopped before it could sign has left the name of the one before it.
+        return "another process" if name == f"process {os.getpid()}" else name
 
     def close(self) -> None:
         """Closes both lock files."""
         self._turn.close()
         self._write.close()
+
+
+def release_fully(lock: threading.RLock) -> None:
+    """Gives a lock back as often as this thread holds it: also not at all."""
+    with suppress(RuntimeError):
+        while True:
+            lock.release()
 
 
 def _lock_file(path: str) -> FileLock:

@@ -1,10 +1,18 @@
 -- Every statement on the log, by name. Statements on projection tables are made from their Table
 -- (see tables.py).
 
+-- An index says which row it is, and damage in it must not lead to somebody else's: the last column
+-- is 1 when the row itself says that it is the one, and belongs to the streams of this user and app.
 -- name: find_stream
-SELECT id, user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE app_name = ? AND kind = ? AND user_id = ? AND session_id = ? AND live = 1;
+SELECT i.id, t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.app_name = ?1 AND t.kind = ?2 AND t.user_id = ?3 AND t.session_id = ?4
+       AND (?2 <> 'session' OR (u.kind = 'user' AND u.user_id = ?3 AND u.app_name = ?1))
+       AND (?2 IN ('app', 'system') OR (a.kind = 'app' AND a.app_name = ?1))
+FROM streams AS i
+LEFT JOIN streams AS t ON t.id = i.id
+LEFT JOIN streams AS u ON u.id = t.user_stream_id
+LEFT JOIN streams AS a ON a.id = t.app_stream_id
+WHERE i.app_name = ?1 AND i.kind = ?2 AND i.user_id = ?3 AND i.session_id = ?4 AND i.live = 1;
 
 -- name: get_stream
 SELECT id, kind, app_name, user_id, session_id,
@@ -16,29 +24,106 @@ WHERE id = ?;
 SELECT nonce FROM streams WHERE id = ?;
 
 -- name: sessions_of_app
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE app_name = ? AND kind = 'session' AND live = 1;
+SELECT i.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.app_name = i.app_name AND t.kind = i.kind AND t.user_id = i.user_id
+       AND t.session_id = i.session_id
+       AND u.kind = 'user' AND u.user_id = t.user_id AND u.app_name = t.app_name
+       AND a.kind = 'app' AND a.app_name = t.app_name
+FROM streams AS i
+LEFT JOIN streams AS t ON t.id = i.id
+LEFT JOIN streams AS u ON u.id = t.user_stream_id
+LEFT JOIN streams AS a ON a.id = t.app_stream_id
+WHERE i.app_name = ? AND i.kind = 'session' AND i.live = 1;
 
 -- name: sessions_of_user
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE app_name = ? AND kind = 'session' AND user_id = ? AND live = 1;
+SELECT i.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.app_name = i.app_name AND t.kind = i.kind AND t.user_id = i.user_id
+       AND t.session_id = i.session_id
+       AND u.kind = 'user' AND u.user_id = t.user_id AND u.app_name = t.app_name
+       AND a.kind = 'app' AND a.app_name = t.app_name
+FROM streams AS i
+LEFT JOIN streams AS t ON t.id = i.id
+LEFT JOIN streams AS u ON u.id = t.user_stream_id
+LEFT JOIN streams AS a ON a.id = t.app_stream_id
+WHERE i.app_name = ? AND i.kind = 'session' AND i.user_id = ? AND i.live = 1;
 
+-- A user's stream comes last: its tombstone says that what its sessions wrote into it is gone.
 -- name: deleted_streams
 SELECT id, kind, app_name, user_id, session_id,
        user_stream_id, app_stream_id, version, conversation_version, chain
 FROM streams
-WHERE live = 0 AND nonce <> x''
+WHERE live = 0 AND nonce <> x'' AND kind = ?
 ORDER BY id
+LIMIT ?;
+
+-- One step of the index for each app, however many sessions it has.
+-- name: apps
+WITH RECURSIVE names (app_name) AS (
+  SELECT min(app_name) FROM streams WHERE live = 1
+  UNION ALL
+  SELECT (SELECT min(s.app_name) FROM streams AS s WHERE s.live = 1 AND s.app_name > n.app_name)
+  FROM names AS n WHERE n.app_name IS NOT NULL
+)
+SELECT s.id, s.kind, s.app_name, s.user_id, s.session_id,
+       s.user_stream_id, s.app_stream_id, s.version, s.conversation_version, s.chain
+FROM names AS n JOIN streams AS s
+  ON s.app_name = n.app_name AND s.kind = 'app' AND s.user_id = '' AND s.session_id = ''
+     AND s.live = 1
+ORDER BY s.app_name;
+
+-- name: find_sessions
+SELECT id, kind, app_name, user_id, session_id,
+       user_stream_id, app_stream_id, version, conversation_version, chain
+FROM streams
+WHERE live = 1 AND kind = 'session' AND session_id = ?1
+      AND (?2 IS NULL OR app_name = ?2) AND (?3 IS NULL OR user_id = ?3)
+ORDER BY app_name, user_id;
+
+-- name: streams_of_user
+SELECT id, kind, app_name, user_id, session_id,
+       user_stream_id, app_stream_id, version, conversation_version, chain, live, nonce
+FROM streams
+WHERE user_id = ?1 AND kind IN ('session', 'user') AND nonce <> x''
+      AND (?2 IS NULL OR app_name = ?2)
+ORDER BY id;
+
+-- name: count_by_app
+SELECT app_name,
+       sum(kind = 'session' AND live), sum(kind = 'user' AND live), sum(NOT live), sum(version)
+FROM streams
+WHERE nonce <> x'' AND kind <> 'system'
+GROUP BY app_name
+ORDER BY app_name;
+
+-- name: largest_streams
+SELECT id, kind, app_name, user_id, session_id,
+       user_stream_id, app_stream_id, version, conversation_version, chain
+FROM streams
+WHERE live = 1 AND kind = 'session'
+ORDER BY version DESC, id
 LIMIT ?;
 
 -- name: insert_stream
 INSERT INTO streams (kind, app_name, user_id, session_id, user_stream_id, app_stream_id,
                      version, conversation_version, live, nonce, chain)
 VALUES (?, ?, ?, ?, ?, ?, 0, 0, 1, ?, ?);
+
+-- As they were elsewhere. A NULL stands for the next number.
+-- name: import_stream
+INSERT INTO streams (id, kind, app_name, user_id, session_id, user_stream_id, app_stream_id,
+                     version, conversation_version, live, nonce, chain)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: replace_stream
+UPDATE streams SET user_stream_id = ?, app_stream_id = ?, nonce = ?, chain = ? WHERE id = ?;
+
+-- name: import_event
+INSERT INTO events (position, stream_id, version, event_id, type, schema_version, recorded_at,
+                    timestamp, author, invocation_id, codec, encoding, delta_digest, data_digest,
+                    chain, delta, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: move_head
 UPDATE streams SET version = ?, conversation_version = ?, chain = ? WHERE id = ?;
@@ -47,7 +132,9 @@ UPDATE streams SET version = ?, conversation_version = ?, chain = ? WHERE id = ?
 UPDATE streams SET live = 0 WHERE id = ?;
 
 -- name: forget_stream
-UPDATE streams SET app_name = '', user_id = '', session_id = '', nonce = x'' WHERE id = ?;
+UPDATE streams
+SET app_name = '', user_id = '', session_id = '', nonce = x'', user_stream_id = 0, app_stream_id = 0
+WHERE id = ?;
 
 -- name: insert_event
 INSERT INTO events (stream_id, version, event_id, type, schema_version, recorded_at, timestamp,
@@ -70,31 +157,58 @@ WHERE stream_id = ? AND version < ? AND type IN ('session_created', 'adk_event')
 ORDER BY version DESC
 LIMIT 1;
 
+-- The events of a stream are found by an index, and an event that does not itself say that it is of
+-- this stream and version is none of them: then it is missing, which is noticed.
 -- name: read_stream_forward
-SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
-       invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest, codec
-FROM events
-WHERE stream_id = ? AND version > ?
-ORDER BY version;
+SELECT e.position, e.version, e.event_id, e.type, e.schema_version, e.recorded_at, e.timestamp,
+       e.author, e.invocation_id, e.encoding, CAST(e.delta AS BLOB), CAST(e.data AS BLOB),
+       e.delta_digest, e.data_digest, e.codec
+FROM events AS i CROSS JOIN events AS e ON e.position = i.position
+WHERE i.stream_id = ? AND i.version > ? AND e.stream_id = i.stream_id AND e.version = i.version
+ORDER BY i.version;
 
 -- name: read_stream_backward
-SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
-       invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest, codec
-FROM events
-WHERE stream_id = ? AND version < ?
-ORDER BY version DESC
+SELECT e.position, e.version, e.event_id, e.type, e.schema_version, e.recorded_at, e.timestamp,
+       e.author, e.invocation_id, e.encoding, CAST(e.delta AS BLOB), CAST(e.data AS BLOB),
+       e.delta_digest, e.data_digest, e.codec
+FROM events AS i CROSS JOIN events AS e ON e.position = i.position
+WHERE i.stream_id = ? AND i.version < ? AND e.stream_id = i.stream_id AND e.version = i.version
+ORDER BY i.version DESC
+LIMIT ?;
+
+-- name: read_stream_page
+SELECT e.position, e.version, e.event_id, e.type, e.schema_version, e.recorded_at, e.timestamp,
+       e.author, e.invocation_id, e.encoding, CAST(e.delta AS BLOB), CAST(e.data AS BLOB),
+       e.delta_digest, e.data_digest, e.codec
+FROM events AS i CROSS JOIN events AS e ON e.position = i.position
+WHERE i.stream_id = ? AND i.version > ? AND e.stream_id = i.stream_id AND e.version = i.version
+ORDER BY i.version
 LIMIT ?;
 
 -- name: read_conversation_since
-SELECT position, version, event_id, type, schema_version, recorded_at, timestamp, author,
-       invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
-       delta_digest, data_digest, codec
-FROM events
-WHERE stream_id = ? AND type = 'adk_event' AND timestamp >= ?
-ORDER BY version DESC
+SELECT e.position, e.version, e.event_id, e.type, e.schema_version, e.recorded_at, e.timestamp,
+       e.author, e.invocation_id, e.encoding, CAST(e.delta AS BLOB), CAST(e.data AS BLOB),
+       e.delta_digest, e.data_digest, e.codec
+FROM events AS i CROSS JOIN events AS e ON e.position = i.position
+WHERE i.stream_id = ? AND e.type = 'adk_event' AND e.timestamp >= ?
+      AND e.stream_id = i.stream_id AND e.version = i.version
+ORDER BY i.version DESC
 LIMIT ?;
+
+-- What can be read of a damaged log, asked for in pieces. First by the index, then without it.
+-- name: event_at
+SELECT e.position, e.version, e.event_id, e.type, e.schema_version, e.recorded_at, e.timestamp,
+       e.author, e.invocation_id, e.encoding, CAST(e.delta AS BLOB), CAST(e.data AS BLOB),
+       e.delta_digest, e.data_digest, e.codec
+FROM events AS i CROSS JOIN events AS e ON e.position = i.position
+WHERE i.stream_id = ? AND i.version = ? AND e.stream_id = i.stream_id AND e.version = i.version;
+
+-- name: event_in_log
+SELECT position, version, event_id, type, schema_version, recorded_at, timestamp,
+       author, invocation_id, encoding, CAST(delta AS BLOB), CAST(data AS BLOB),
+       delta_digest, data_digest, codec
+FROM events NOT INDEXED
+WHERE position BETWEEN ? AND ? AND stream_id = ?;
 
 -- Whole events in the order of the log.
 -- name: read_all
@@ -116,15 +230,33 @@ FROM events
 WHERE position IN (SELECT value FROM json_each(?))
 ORDER BY position;
 
--- What folds of the deltas need, and no payload: reading is most of the work of a rebuild. The last
--- column marks what is no usual event, so that type, encoding and version need not be fetched.
+-- What folds of the deltas need, and no payload: reading is most of the work of a rebuild. One row
+-- for each stream, as a row per event would take three times as long; the deltas one on a line, 'null'
+-- where there is none, and nothing where the event is not plain (see StreamDeltas). `timestamp` is
+-- from the row that has the maximum (https://sqlite.org/lang_select.html#bareagg).
 -- name: read_deltas
-SELECT position, stream_id, timestamp, CAST(delta AS BLOB), delta_digest,
-       CASE WHEN type = 'adk_event' AND encoding = 1 AND schema_version = ?4 THEN NULL ELSE 1 END
-FROM events
-WHERE position > ?1 AND position <= ?2
-ORDER BY position
-LIMIT ?3;
+SELECT e.stream_id, s.kind, s.user_stream_id, s.app_stream_id, e.last, e.timestamp, e.created,
+       e.positions, e.deltas, e.digests
+FROM (
+  SELECT stream_id,
+         max(CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
+                                         OR type = 'session_created' AND schema_version = ?4)
+                  THEN position END) AS last,
+         timestamp,
+         sum(CASE WHEN type = 'session_created' THEN timestamp END) AS created,
+         '[' || group_concat(position) || ']' AS positions,
+         CAST(group_concat(
+           CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
+                                       OR type = 'session_created' AND schema_version = ?4)
+                THEN coalesce(delta, 'null') ELSE '' END, char(10)) AS BLOB) AS deltas,
+         CAST(group_concat(
+           CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
+                                       OR type = 'session_created' AND schema_version = ?4)
+                THEN delta_digest END, '') AS BLOB) AS digests
+  FROM events NOT INDEXED
+  WHERE position > ?1 AND position <= ?2
+  GROUP BY stream_id
+) AS e LEFT JOIN streams AS s ON s.id = e.stream_id;
 
 -- Answered from the index alone.
 -- name: positions_of_stream
@@ -177,6 +309,38 @@ DELETE FROM maintenance;
 -- name: head
 SELECT coalesce(max(position), 0) FROM events;
 
+-- name: last_positions
+SELECT position FROM events ORDER BY position DESC LIMIT ?;
+
+-- name: streams_named
+SELECT id
+FROM streams
+WHERE nonce <> x'' AND (?1 IS NULL OR app_name = ?1) AND (?2 IS NULL OR user_id = ?2)
+      AND (?3 IS NULL OR session_id = ?3)
+LIMIT ?4;
+
+-- name: last_positions_of_stream
+SELECT position FROM events WHERE stream_id = ? ORDER BY version DESC LIMIT ?;
+
+-- name: last_positions_of
+SELECT e.position
+FROM events AS e CROSS JOIN streams AS s ON s.id = e.stream_id
+WHERE (?2 IS NULL OR s.app_name = ?2) AND (?3 IS NULL OR s.user_id = ?3)
+      AND (?4 IS NULL OR s.session_id = ?4)
+ORDER BY e.position DESC
+LIMIT ?1;
+
+-- name: next_recorded_at
+SELECT position, recorded_at FROM events WHERE position >= ? ORDER BY position LIMIT 1;
+
+-- name: content_sizes
+SELECT position, stream_id,
+       coalesce(length(CAST(delta AS BLOB)), 0) + coalesce(length(CAST(data AS BLOB)), 0)
+FROM events
+WHERE position > ?
+ORDER BY position
+LIMIT ?;
+
 -- name: count_events
 SELECT count(*), coalesce(max(position), 0) FROM events;
 
@@ -194,6 +358,18 @@ WHERE id IN (SELECT value FROM json_each(?));
 
 -- name: link_at
 SELECT chain FROM events WHERE stream_id = ? AND version = ?;
+
+-- Goes through every page of the file.
+-- name: table_sizes
+SELECT s.tbl_name, sum(d.pgsize)
+FROM (SELECT name, sum(pgsize) AS pgsize FROM dbstat GROUP BY name) AS d
+JOIN (SELECT name, tbl_name FROM sqlite_schema UNION ALL SELECT 'sqlite_schema', 'sqlite_schema')
+  AS s ON s.name = d.name
+GROUP BY s.tbl_name
+ORDER BY sum(d.pgsize) DESC, s.tbl_name;
+
+-- name: find_table
+SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?;
 
 -- name: integrity_check
 SELECT * FROM pragma_integrity_check;

@@ -14,7 +14,7 @@ from eventstore.projection import Projection
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
 
-__all__ = ["acquire", "lock", "release", "temporary_folders"]
+__all__ = ["acquire", "is_open", "lock", "release", "temporary_folders"]
 
 # Keyed by device and inode: two paths may name one file.
 _engines: dict[tuple[int, int], Engine] = {}
@@ -47,6 +47,12 @@ def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool =
             engine.require_projections()
         engine.users += 1
         return engine
+
+
+def is_open(path: str) -> bool:
+    """Whether this process has an engine on a file."""
+    with lock:
+        return _platform.file_identity(path) in _engines
 
 
 def _check_same(engine: Engine, projections: Sequence[Projection]) -> None:
@@ -92,7 +98,7 @@ def _stop_all() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_held: list[threading.Lock] = []
+_held: list[threading.RLock] = []
 """What the fork that is under way holds, to be given back in the parent."""
 
 

@@ -11,12 +11,19 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import sys
 from typing import Final
 
 from eventstore.projection import Projection
-from eventstore.sqlite.tables import ProjectionTable, create_table, create_views, drop_views
+from eventstore.sqlite.tables import (
+    ProjectionTable,
+    create_table,
+    create_views,
+    drop_views,
+    indexes,
+)
 
-__all__ = ["clear_away", "make", "retire", "swap", "table"]
+__all__ = ["clear_away", "leftovers", "make", "replace", "retire", "swap", "table"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,22 +54,23 @@ def table(projection: Projection) -> ProjectionTable:
 
 
 def make(connection: sqlite3.Connection, projection: Projection) -> None:
-    """Makes the empty shadow, with a copy of each index that a user put on the live table.
+    """Makes the empty shadow, with its indexes: the projection's, and copies of each user's.
 
-    The copies are made now, on the empty table: made at the end they would take long, and writers
-    would wait.
+    They are made now, on the empty table: made at the end they would take long, and writers would
+    wait.
     """
     connection.execute(create_table(projection, _shadow(projection.table.name)))
-    _copy_indexes(connection, projection.table.name)
+    _copy_indexes(connection, projection)
 
 
 def swap(connection: sqlite3.Connection, projection: Projection) -> None:
     """Puts the shadow in the live table's place; part of a transaction of the caller's."""
     live = projection.table.name
     drop_views(connection, projection)
-    _copy_indexes(connection, live)  # for nearly always nothing: a user may have changed some since
-    indexes = _user_indexes(connection, live)
-    for index, sql in indexes:
+    # For nearly always nothing: a user may have changed some since.
+    _copy_indexes(connection, projection)
+    wanted = _wanted_indexes(connection, projection)
+    for index, sql in _indexes(connection, live):
         if _unqualified(sql) != _parts(sql)["rest"]:
             connection.execute(f"DROP INDEX {_quoted(index)}")  # the rename would fail on it
     others = {name: sql for name, sql in _tables(connection).items() if name != live}
@@ -70,9 +78,21 @@ def swap(connection: sqlite3.Connection, projection: Projection) -> None:
         _rename_table(connection, live, _retired(live))
     _rename_table(connection, _shadow(live), live)
     _restore_references(connection, others)
-    if indexes:
-        _rename_indexes(connection, indexes)
+    if wanted:
+        _rename_indexes(connection, wanted)
     create_views(connection, projection)
+
+
+def replace(connection: sqlite3.Connection, projection: Projection, select: str) -> None:
+    """Puts the rows of a statement in the live table's place; part of a transaction."""
+    live = projection.table.name
+    while clear_away(connection, live, sys.maxsize):
+        pass
+    make(connection, projection)
+    connection.execute(f"INSERT INTO {_shadow(live)}\n{select}")
+    swap(connection, projection)
+    while clear_away(connection, live, sys.maxsize):
+        pass
 
 
 def retire(connection: sqlite3.Connection, name: str) -> None:
@@ -81,14 +101,23 @@ def retire(connection: sqlite3.Connection, name: str) -> None:
         _rename_table(connection, name, _retired(name))
 
 
-def _copy_indexes(connection: sqlite3.Connection, live: str) -> None:
-    """Gives the shadow the indexes that a user has put on the live table, and no others."""
+def _wanted_indexes(
+    connection: sqlite3.Connection, projection: Projection
+) -> list[tuple[str, str]]:
+    """The indexes that the live table is to have: the projection's, and a user's as they are."""
+    users = dict(_indexes(connection, projection.table.name))
+    return list({**users, **indexes(projection)}.items())
+
+
+def _copy_indexes(connection: sqlite3.Connection, projection: Projection) -> None:
+    """Gives the shadow the indexes that are wanted, and no others."""
+    live = projection.table.name
     shadow = _shadow(live)
     wanted = {
         _copy_name(index): (index, _create_index(_copy_name(index), shadow, _unqualified(sql)))
-        for index, sql in _user_indexes(connection, live)
+        for index, sql in _wanted_indexes(connection, projection)
     }
-    for copy, sql in _user_indexes(connection, shadow):
+    for copy, sql in _indexes(connection, shadow):
         if copy in wanted and wanted[copy][1] == sql:
             del wanted[copy]
         else:
@@ -134,8 +163,8 @@ def _restore_references(connection: sqlite3.Connection, others: dict[str, str]) 
             connection.execute("PRAGMA writable_schema = RESET")
 
 
-def _rename_indexes(connection: sqlite3.Connection, indexes: list[tuple[str, str]]) -> None:
-    """Gives the names of a user's indexes to their copies on the new table.
+def _rename_indexes(connection: sqlite3.Connection, wanted: list[tuple[str, str]]) -> None:
+    """Gives the names of indexes to their copies on the new table.
 
     SQLite has no statement for it, and making an index of a large table takes long. Changing the
     name and text of an index in the schema is what its own RENAME of a table does
@@ -143,7 +172,7 @@ def _rename_indexes(connection: sqlite3.Connection, indexes: list[tuple[str, str
     """
     connection.execute("PRAGMA writable_schema = ON")
     try:
-        for name, sql in indexes:
+        for name, sql in wanted:
             now = connection.execute(
                 "SELECT sql FROM sqlite_schema WHERE type = 'index' AND name = ?", (name,)
             ).fetchone()
@@ -204,7 +233,13 @@ def clear_away(connection: sqlite3.Connection, table_name: str, count: int) -> b
     return False
 
 
-def _user_indexes(connection: sqlite3.Connection, name: str) -> list[tuple[str, str]]:
+def leftovers(connection: sqlite3.Connection) -> list[str]:
+    """The names of tables of which a shadow or a retired table is there."""
+    found = {name.partition("_")[::2] for name in _tables(connection)}
+    return sorted({rest for first, rest in found if first in ("shadow", "retired")})
+
+
+def _indexes(connection: sqlite3.Connection, name: str) -> list[tuple[str, str]]:
     rows = connection.execute(
         "SELECT name, sql FROM sqlite_schema "
         "WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL",

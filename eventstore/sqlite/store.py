@@ -7,7 +7,10 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,21 +20,24 @@ from eventstore import _platform
 from eventstore.changes import Row
 from eventstore.cursor import Cursor
 from eventstore.errors import (
+    CorruptEvent,
     MaintenanceRunning,
     PathUnusable,
     StoreClosed,
     WrongExpectedVersion,
 )
-from eventstore.events import EventType, NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.events import NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.location import MEMORY
+from eventstore.observer import Observer
 from eventstore.projection import Projection
+from eventstore.records import conversation, owners_of, unreadable
 from eventstore.sqlite import registry
-from eventstore.sqlite.engine import Engine
-from eventstore.sqlite.queries import migrations
+from eventstore.sqlite.engine import READERS, Engine
+from eventstore.sqlite.queries import QUERIES, migrations
 from eventstore.sqlite.requests import Read, Write
 from eventstore.sqlite.tables import check_definition
 from eventstore.sqlite.transaction import EventIdTaken, ReadTransaction, WriteTransaction
-from eventstore.store import Appended, Durability, Loaded, Window
+from eventstore.store import Appended, Durability, Loaded, Rewritten, Storage, Window
 
 __all__ = ["SqliteEventStore"]
 
@@ -41,8 +47,10 @@ _OWNERS_PER_QUERY: Final = 500
 _BRIEF_BYTES: Final = 16_384
 """Content of an event that is written in well under a millisecond."""
 _COPY_PAGES: Final = 1_000
-_SHRINK_PAGES: Final = 1_000
+_SHRINK_PAGES: Final = 200
 """Pages given back per transaction, so that no writer waits long."""
+_READERS_WAIT_S: Final = 5.0
+_READERS_POLL_S: Final = 0.1
 
 
 class SqliteEventStore:
@@ -59,6 +67,7 @@ class SqliteEventStore:
         if durability not in ("normal", "full"):
             raise ValueError(f"durability must be 'normal' or 'full', not {durability!r}")
         self._temporary: str | None = None
+        self._observer: Observer | None = None
         if path == MEMORY:
             self._temporary = tempfile.mkdtemp(prefix="eventstore-")
             registry.temporary_folders.add(self._temporary)
@@ -75,6 +84,11 @@ class SqliteEventStore:
     @property
     def path(self) -> str:
         """The database file."""
+        return self._path
+
+    @property
+    def target(self) -> str:
+        """What opens it again in another process."""
         return self._path
 
     @property
@@ -117,7 +131,7 @@ class SqliteEventStore:
                     raise WrongExpectedVersion(
                         str(key), repr(cursor), f"{stream.id}:{stream.conversation_version}"
                     )
-                missed = [merge(e) for e in _conversation(transaction.read(stream, behind))]
+                missed = [merge(e) for e in conversation(transaction.read(stream, behind))]
             try:
                 recorded = transaction.append(stream, event)
             except EventIdTaken:
@@ -174,9 +188,35 @@ class SqliteEventStore:
         def function(transaction: ReadTransaction) -> T | None:
             if (stream := transaction.find_stream(key)) is None:
                 return None
-            return convert(_loaded(transaction, stream, _events(transaction, stream, window)))
+            try:
+                return convert(_loaded(transaction, stream, _events(transaction, stream, window)))
+            except (TypeError, ValueError, IndexError, OverflowError) as error:
+                raise unreadable(key, error) from None
 
         return self._running().future(Read(function, brief=True))
+
+    def load_intact(
+        self,
+        key: StreamKey,
+        window: Window,
+        convert: Callable[[Loaded, Sequence[CorruptEvent]], T],
+    ) -> asyncio.Future[T | None]:
+        """As `load`, without the events that are damaged."""
+
+        def function(transaction: ReadTransaction) -> T | None:
+            if (stream := transaction.find_stream(key)) is None:
+                return None
+            events, damaged = transaction.read_intact(stream)
+            chosen = [
+                event
+                for event in conversation(events)
+                if window.since is None or event.timestamp >= window.since
+            ]
+            if window.last is not None:
+                chosen = chosen[-window.last :] if window.last else []
+            return convert(_loaded(transaction, stream, chosen), damaged)
+
+        return self._running().future(Read(function))
 
     def read(
         self, key: StreamKey, convert: Callable[[Sequence[RecordedEvent]], T]
@@ -202,7 +242,7 @@ class SqliteEventStore:
                     Loaded(
                         stream,
                         {
-                            table: [row for o in _owners(stream) for row in owned.get(o, ())]
+                            table: [row for o in owners_of(stream) for row in owned.get(o, ())]
                             for table, owned in rows.items()
                         },
                         (),
@@ -222,17 +262,37 @@ class SqliteEventStore:
 
         return self._running().future(Read(function, brief=True))
 
+    def ping(self) -> asyncio.Future[None]:
+        """Done when the database has answered a question."""
+
+        def function(transaction: ReadTransaction) -> None:
+            transaction.head()
+
+        return self._running().future(Read(function, brief=True))
+
     def barrier(self) -> asyncio.Future[None]:
         """Done when everything handed over before it is."""
         return self._running().future(Write(lambda _: None))
 
-    def transact(self, function: Callable[[WriteTransaction], T]) -> T:
+    def transact(
+        self, function: Callable[[WriteTransaction], T], *, beside_writers: bool = False
+    ) -> T:
         """Runs maintenance in one transaction of its own, while other writers wait."""
         return self._running().call(Write(function, full=self._full, alone=True))
 
-    def snapshot(self, function: Callable[[ReadTransaction], T]) -> T:
+    def snapshot(self, function: Callable[[ReadTransaction], T], *, whole: bool = False) -> T:
         """Runs a function over one snapshot of the database, while others write."""
         return self._running().call(Read(function))
+
+    def snapshots(self, functions: Iterable[Callable[[ReadTransaction], T]]) -> Iterator[T]:
+        """Runs functions over a snapshot each, some ahead of the caller; returns their outcomes."""
+        begun: deque[Read[T]] = deque()
+        for function in functions:
+            begun.append(self._running().begin(Read(function)))
+            if len(begun) > READERS:
+                yield begun.popleft().wait()
+        while begun:
+            yield begun.popleft().wait()
 
     @contextmanager
     def maintaining(self, operation: str) -> Iterator[None]:
@@ -253,14 +313,24 @@ class SqliteEventStore:
     def copy_to(self, path: str) -> None:
         """Writes one snapshot of the whole store to a new file, while others write."""
 
+        given_up = threading.Event()
+
+        def go_on(*_: int) -> None:
+            if given_up.is_set():
+                raise InterruptedError
+
         def function(transaction: ReadTransaction) -> None:
             transaction.head()  # begins the snapshot; a copy without one would follow the writers
             with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-                transaction.connection.backup(copy, pages=_COPY_PAGES)
+                transaction.connection.backup(copy, pages=_COPY_PAGES, progress=go_on)
 
         if not _platform.create_private_file(path):
             raise PathUnusable(path, "exists", "Choose another name.")
-        self.snapshot(function)
+        try:
+            self.snapshot(function)
+        except BaseException:
+            given_up.set()  # whoever waited was interrupted: nobody waits for the rest either
+            raise
 
     def shrink(self) -> int:
         """Gives unused space back to the file system; returns how many bytes."""
@@ -269,6 +339,27 @@ class SqliteEventStore:
             pass
         self._running().checkpoint()
         return max(0, before - Path(self._path).stat().st_size)
+
+    def rewrite(self, *, whole: bool = True, at_most_s: float | None = None) -> Rewritten:
+        """Sees to it that no copy of what was removed is left in the file or its WAL."""
+        done = False
+        if whole:
+            self.transact(_forget_samples)
+            done = self._running().rewrite(at_most_s)
+        # Whoever reads an older state needs the WAL: most are done in a moment.
+        until = time.monotonic() + _READERS_WAIT_S
+        while not self._running().checkpoint():
+            if time.monotonic() > until:
+                return Rewritten(done, gone=False)
+            time.sleep(_READERS_POLL_S)
+        return Rewritten(done, gone=done)
+
+    def storage(self, *, tables: bool) -> Storage:
+        """What the file and its WAL take on the disk."""
+        free, sizes = self.snapshot(partial(_pages, tables=tables))
+        return Storage(
+            _platform.file_size(self._path), free, _platform.file_size(f"{self._path}-wal"), sizes
+        )
 
     def stats(self) -> dict[str, Any]:
         """Facts about the store: counts, sizes, versions, settings."""
@@ -285,6 +376,16 @@ class SqliteEventStore:
             "durability": self._durability,
             "sqlite_version": sqlite3.sqlite_version,
         }
+
+    def sizes(self) -> Mapping[str, int]:
+        """How many bytes each file has."""
+        files = {"database": self._path, "wal": f"{self._path}-wal"}
+        return {name: _platform.file_size(path) for name, path in files.items()}
+
+    def observe(self, observer: Observer) -> None:
+        """Tells an observer of commits from now on, of whichever store on the file."""
+        self._observer = observer
+        self._engine.observe(observer)
 
     def close(self) -> None:
         """Executes what was handed over and lets go of the file. Safe to call twice."""
@@ -337,17 +438,15 @@ class SqliteEventStore:
             with registry.lock:
                 if self._engine.abandoned:
                     self._engine = registry.acquire(self._path, self._projections)
+                    if self._observer is not None:
+                        self._engine.observe(self._observer)
         return self._engine
-
-
-def _owners(stream: Stream) -> tuple[int, int, int]:
-    return stream.id, stream.user_stream_id, stream.app_stream_id
 
 
 def _loaded(
     transaction: ReadTransaction, stream: Stream, events: Sequence[RecordedEvent] = ()
 ) -> Loaded:
-    owners = _owners(stream)
+    owners = owners_of(stream)
     return Loaded(
         stream, {name: transaction.rows(name, owners) for name in transaction.tables}, events
     )
@@ -366,13 +465,13 @@ def _events(
         return transaction.read_conversation_since(stream, window.since, window.last)
     if window.last is not None:
         return transaction.read_conversation_tail(stream, window.last)
-    return _conversation(transaction.read(stream))
+    return conversation(transaction.read(stream))
 
 
 def _rows_by_owner(
     transaction: ReadTransaction, streams: Sequence[Stream]
 ) -> dict[str, dict[int, list[Row]]]:
-    owners = list({owner for stream in streams for owner in _owners(stream)})
+    owners = list({owner for stream in streams for owner in owners_of(stream)})
     found: dict[str, dict[int, list[Row]]] = {name: {} for name in transaction.tables}
     for start in range(0, len(owners), _OWNERS_PER_QUERY):
         chunk = owners[start : start + _OWNERS_PER_QUERY]
@@ -389,10 +488,6 @@ def _is_written(written: Sequence[Stream], event: NewEvent, transaction: ReadTra
     event was there before, there was nothing to delete) proves nothing about a commit.
     """
     return any(transaction.has_event(stream, event) for stream in written)
-
-
-def _conversation(events: Sequence[RecordedEvent]) -> list[RecordedEvent]:
-    return [event for event in events if event.type == EventType.ADK_EVENT]
 
 
 def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> int | None:
@@ -425,7 +520,33 @@ def _free_pages(transaction: WriteTransaction) -> bool:
     """Gives back some pages; returns whether there are more to give."""
     connection = transaction.connection
     (before,) = connection.execute("PRAGMA freelist_count").fetchone()
-    connection.execute(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})").fetchall()
+    for _ in range(min(before, _SHRINK_PAGES)):
+        # It gives back one page per step, and `sqlite3` makes one step, whatever its argument.
+        connection.execute("PRAGMA incremental_vacuum(1)")
     (left,) = connection.execute("PRAGMA freelist_count").fetchone()
     # In a file that another program has made over (auto_vacuum = NONE) none are given back.
     return bool(0 < left < before)
+
+
+def _pages(transaction: ReadTransaction, *, tables: bool) -> tuple[int, Mapping[str, int] | None]:
+    """Bytes in free pages, and those of each table with its indexes."""
+    connection = transaction.connection
+    (page,) = connection.execute("PRAGMA page_size").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if not tables:
+        return free * page, None
+    try:
+        rows = connection.execute(QUERIES["table_sizes"]).fetchall()
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+            raise
+        return free * page, None  # this SQLite was made without the table of pages
+    return free * page, dict(rows)
+
+
+def _forget_samples(transaction: ReadTransaction) -> None:
+    """Removes the keys that an ANALYZE of somebody's has put aside for the query planner."""
+    for table in ("sqlite_stat3", "sqlite_stat4"):
+        found = transaction.connection.execute(QUERIES["find_table"], (table,)).fetchone()
+        if found is not None:
+            transaction.connection.execute(f"DELETE FROM {table}")  # noqa: S608 - one of these two

@@ -8,16 +8,17 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
+from itertools import compress
+from operator import not_
 from typing import Any, Final
 
 import msgspec
 
-from eventstore.chain import digest, first_link, next_link
+from eventstore.chain import digest, first_link
 from eventstore.changes import Change, Row
 from eventstore.cursor import Cursor
-from eventstore.encoding import decode, encode
 from eventstore.errors import (
     CorruptEvent,
     EventIdConflict,
@@ -28,49 +29,44 @@ from eventstore.errors import (
 )
 from eventstore.events import (
     CONVERSATION_TYPES,
-    DeltaEvent,
+    Deltas,
     EventType,
     NewEvent,
     RecordedEvent,
     Stream,
+    StreamDeltas,
     StreamKey,
     StreamKind,
 )
 from eventstore.projection import Projection, changes_of
+from eventstore.records import (
+    ROW_CHANGED,
+    SYSTEM,
+    check_begins,
+    check_dense,
+    facts_of,
+    recorded,
+    seal,
+    stream_of,
+    with_identity,
+)
 from eventstore.sqlite import shadow
+from eventstore.sqlite.looking import Looking
 from eventstore.sqlite.queries import QUERIES
 from eventstore.sqlite.tables import ProjectionTable
 from eventstore.store import LoggedEvent, Registered, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
-__all__ = ["EventIdTaken", "ReadTransaction", "TooLong", "WriteTransaction"]
+__all__ = ["EventIdTaken", "Known", "ReadTransaction", "TooLong", "WriteTransaction"]
 
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
-_CHANGED: Final = "its content does not match its digest"
+_STREAMS_KNOWN: Final = 1_024
+_DELTAS_BYTES: Final = 16 * 1024 * 1024
+"""How long a text of many deltas may be: there are a few copies of it for a moment."""
 _BRIEF_EVENTS: Final = 250
 _BRIEF_S: Final = 0.004
-SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
-
-
-def _stream(row: Sequence[Any]) -> Stream:
-    key = StreamKey(StreamKind(row[1]), row[2], row[3], row[4])
-    return Stream(row[0], key, *row[5:])
-
-
-def _facts(row: Sequence[Any]) -> StreamFacts:
-    return StreamFacts(_stream(row[:10]), bool(row[10]), row[11])
-
-
-def _recorded(stream: Stream, row: Sequence[Any], codecs: Mapping[int, str]) -> RecordedEvent:
-    """Makes an event of a row of one of the read_* statements, its digests checked."""
-    delta, data = row[10], row[11]
-    if (delta is not None and digest(delta) != row[12]) or (
-        data is not None and digest(data) != row[13]
-    ):
-        raise CorruptEvent(str(stream.key), row[1], row[0], _CHANGED)
-    event = RecordedEvent._make((row[0], stream, *row[1:12], codecs.get(row[14], "")))
-    return event if CURRENT.get(event.type) == event.schema_version else upcast(event)
+_decode_integers: Final = msgspec.json.Decoder(list[int]).decode
 
 
 def _blamed(projection: Projection, position: int, error: Exception) -> Exception:
@@ -96,7 +92,7 @@ class TooLong(Exception):
     """A brief transaction was asked for more than fits into a moment."""
 
 
-class ReadTransaction:
+class ReadTransaction(Looking):
     """Reads of one consistent snapshot.
 
     Every statement is fetched whole before its rows are looked at: a cursor that an exception
@@ -112,7 +108,7 @@ class ReadTransaction:
         *,
         brief: bool = False,
     ) -> None:
-        self.connection = connection
+        super().__init__(connection)
         self.tables = tables
         self._until = time.monotonic() + _BRIEF_S if brief else None
 
@@ -125,11 +121,13 @@ class ReadTransaction:
         if self._until is None:
             return cursor.fetchall()
         rows = []
-        for row in cursor:
-            rows.append(row)
-            if time.monotonic() > self._until:
-                cursor.close()
-                raise TooLong
+        try:
+            for row in cursor:
+                rows.append(row)
+                if time.monotonic() > self._until:
+                    raise TooLong
+        finally:
+            cursor.close()
         return rows
 
     def find_stream(self, key: StreamKey) -> Stream | None:
@@ -137,7 +135,11 @@ class ReadTransaction:
         row = self.connection.execute(
             _Q["find_stream"], (key.app_name, key.kind, key.user_id, key.session_id)
         ).fetchone()
-        return None if row is None else Stream(row[0], key, *row[1:])
+        if row is None:
+            return None
+        if row[6] != 1:
+            raise CorruptEvent(str(key), 0, 0, ROW_CHANGED)
+        return Stream(row[0], key, *row[1:6])
 
     def require_stream(self, key: StreamKey) -> Stream:
         """The live stream with this key.
@@ -151,7 +153,7 @@ class ReadTransaction:
 
     def get_stream(self, stream_id: int) -> Stream:
         """A stream by its id, deleted ones included."""
-        return _stream(self.connection.execute(_Q["get_stream"], (stream_id,)).fetchone())
+        return stream_of(self.connection.execute(_Q["get_stream"], (stream_id,)).fetchone())
 
     def sessions(self, app_name: str, user_id: str | None) -> list[Stream]:
         """The live session streams of an app, or of one user in it, in no particular order."""
@@ -159,7 +161,10 @@ class ReadTransaction:
             cursor = self.connection.execute(_Q["sessions_of_app"], (app_name,))
         else:
             cursor = self.connection.execute(_Q["sessions_of_user"], (app_name, user_id))
-        return [_stream(row) for row in self._fetch(cursor)]
+        rows = self._fetch(cursor)
+        if damaged := [row[0] for row in rows if row[10] != 1]:
+            raise CorruptEvent(f"stream {damaged[0]}", 0, 0, ROW_CHANGED)
+        return [stream_of(row[:10]) for row in rows]
 
     def rows(self, table: str, owners: Sequence[int]) -> list[Row]:
         """The rows of a projection table that belong to any of the streams, in key order."""
@@ -174,8 +179,83 @@ class ReadTransaction:
         cursor = self.connection.execute(_Q["read_stream_forward"], (stream.id, after))
         rows = self._fetch(cursor)
         events = self._recorded(stream, rows)
-        self._check_dense(stream, events, first=after + 1)
+        check_dense(stream, events, first=after + 1)
+        if events and after == 0:
+            check_begins(stream, events[0])
         return events
+
+    def read_intact(self, stream: Stream) -> tuple[list[RecordedEvent], list[CorruptEvent]]:
+        """Every event of a stream that can be read and matches its digest, and the others.
+
+        One by one, and where the index that finds them is damaged, by going through the log.
+        """
+        events: list[RecordedEvent] = []
+        damaged: list[CorruptEvent] = []
+        missing: list[int] = []
+        codecs = self._readable_codecs()
+        for version in range(1, stream.version + 1):
+            try:
+                rows = self.connection.execute(_Q["event_at"], (stream.id, version)).fetchall()
+            except sqlite3.DatabaseError:
+                rows = []
+            if rows:
+                self._sort_out(stream, rows[0], codecs, events, damaged)
+            else:
+                missing.append(version)
+        if missing:
+            found = {row[1]: row for row in self._rows_in_log(stream, 1, self._last_position())}
+            for version in missing:
+                if version in found:
+                    self._sort_out(stream, found[version], codecs, events, damaged)
+                else:
+                    reason = "it is missing, or its page cannot be read"
+                    damaged.append(CorruptEvent(str(stream.key), version, 0, reason))
+        events.sort(key=lambda event: event.version)
+        damaged.sort(key=lambda error: error.version)
+        if events and events[0].version == 1:
+            check_begins(stream, events[0])
+        return events, damaged
+
+    @staticmethod
+    def _sort_out(
+        stream: Stream,
+        row: Sequence[Any],
+        codecs: Mapping[int, str],
+        events: list[RecordedEvent],
+        damaged: list[CorruptEvent],
+    ) -> None:
+        try:
+            events.append(recorded(stream, row, codecs))
+        except CorruptEvent as error:
+            damaged.append(error)
+        except (EventStoreError, TypeError, ValueError) as error:
+            reason = f"it cannot be read ({type(error).__name__})"
+            damaged.append(CorruptEvent(str(stream.key), row[1], row[0], reason))
+
+    def _readable_codecs(self) -> dict[int, str]:
+        try:
+            return dict(self.connection.execute(_Q["codecs"]).fetchall())
+        except sqlite3.DatabaseError:
+            return {}  # payloads are validated
+
+    def _last_position(self) -> int:
+        try:
+            return self.head()
+        except sqlite3.DatabaseError:
+            return 2**31  # the last page is damaged
+
+    def _rows_in_log(self, stream: Stream, first: int, last: int) -> list[Any]:
+        """The rows of a stream at some positions, halving them around pages that cannot be read."""
+        try:
+            return self.connection.execute(_Q["event_in_log"], (first, last, stream.id)).fetchall()
+        except sqlite3.DatabaseError:
+            if first == last:
+                return []
+            middle = (first + last) // 2
+            return [
+                *self._rows_in_log(stream, first, middle),
+                *self._rows_in_log(stream, middle + 1, last),
+            ]
 
     def read_conversation_tail(self, stream: Stream, count: int) -> list[RecordedEvent]:
         """The last `count` conversation events of a stream, oldest first, in O(count)."""
@@ -188,14 +268,14 @@ class ReadTransaction:
             cursor = self.connection.execute(_Q["read_stream_backward"], (stream.id, before, page))
             rows = self._fetch(cursor)
             if not rows:
-                break
+                raise CorruptEvent(str(stream.key), before - 1, 0, "it is missing")
             events = self._recorded(stream, rows)
             tail.extend(events)
             before = events[-1].version
             missing -= sum(event.type == EventType.ADK_EVENT for event in events)
             page *= 2
         tail.reverse()
-        self._check_dense(stream, tail, first=stream.version - len(tail) + 1)
+        check_dense(stream, tail, first=stream.version - len(tail) + 1)
         return [event for event in tail if event.type == EventType.ADK_EVENT][-count:]
 
     def read_conversation_since(
@@ -208,32 +288,68 @@ class ReadTransaction:
         ).fetchall()
         return self._recorded(stream, rows)[::-1]
 
-    def head(self) -> int:
-        """The position of the last event, 0 in an empty log."""
-        (position,) = self.connection.execute(_Q["head"]).fetchone()
-        return int(position)
-
-    def read_deltas(
-        self, after: int, upto: int, count: int
-    ) -> tuple[list[DeltaEvent], dict[int, Stream]]:
-        """Up to `count` events of the log behind `after`, and their streams.
+    def read_deltas(self, after: int, upto: int) -> Deltas:
+        """The events of the log behind `after`, up to `upto` or as many as memory allows.
 
         Raises:
             CorruptEvent: a delta does not match its digest.
             UnknownEvent: see there.
         """
-        events: list[DeltaEvent] = self.connection.execute(
-            _Q["read_deltas"], (after, upto, count, CURRENT[EventType.ADK_EVENT])
-        ).fetchall()
-        streams = self.get_streams({event[1] for event in events})
-        if changed := [e for e in events if e[3] is not None and sha256(e[3]).digest() != e[4]]:
-            position, stream_id, *_ = changed[0]
-            raise CorruptEvent(str(streams[stream_id].key), 0, position, _CHANGED)
-        unusual = [n for n, event in enumerate(events) if event[5] is not None]
-        wholes = self.read_positions([events[n][0] for n in unusual])
-        for n, whole in zip(unusual, wholes, strict=True):
-            events[n] = (*events[n][:5], whole)
-        return events, streams
+        while upto - after > 1:
+            if (found := self._deltas(after, upto)) is not None:
+                return found
+            upto = (after + upto) // 2
+        wholes = self.read_all(after, upto, 1)
+        return Deltas(after, upto, len(wholes), (), wholes)
+
+    def _deltas(self, after: int, upto: int) -> Deltas | None:
+        """Many events at once; None where they are too large for that, or one is damaged."""
+        rows = self._fetch_deltas(
+            after, upto, CURRENT[EventType.ADK_EVENT], CURRENT[EventType.SESSION_CREATED]
+        )
+        if rows is None:
+            return None
+        events = 0
+        streams: list[StreamDeltas] = []
+        others: list[int] = []
+        for stream_id, kind, user, app, last, timestamp, created, places, texts, digests in rows:
+            positions, deltas = _decode_integers(places), texts.split(b"\n")
+            # More of them: one holds a line end. In another order: SQLite does not promise any.
+            if len(deltas) != len(positions) or positions != sorted(positions):
+                return None
+            events += len(positions)
+            there = [delta > b"null" for delta in deltas]  # an object begins with a brace
+            if not all(there):
+                others += compress(positions, map(not_, deltas))
+                positions, deltas = list(compress(positions, there)), list(compress(deltas, there))
+            if b"".join([sha256(delta).digest() for delta in deltas]) != (digests or b""):
+                return None
+            if last is None:
+                continue
+            if kind != StreamKind.SESSION:
+                raise CorruptEvent(f"stream {stream_id}", 0, last, ROW_CHANGED)
+            streams.append(
+                StreamDeltas(stream_id, user, app, last, timestamp, created, positions, deltas)
+            )
+        return Deltas(after, upto, events, streams, self.read_positions(others))
+
+    def _fetch_deltas(self, *parameters: int) -> list[Any] | None:
+        """The rows of `read_deltas`, unless they are too large."""
+        left = _DELTAS_BYTES
+        limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, left)
+        rows = []
+        try:
+            with closing(self.connection.execute(_Q["read_deltas"], parameters)) as cursor:
+                for row in cursor:
+                    rows.append(row)
+                    left -= len(row[8])
+                    if left < 0:
+                        return None
+        except sqlite3.DataError:
+            return None
+        finally:
+            self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
+        return rows
 
     def read_all(self, after: int, upto: int, count: int) -> list[RecordedEvent]:
         """Up to `count` whole events of the log behind `after`, in position order.
@@ -250,7 +366,14 @@ class ReadTransaction:
 
     def read_log(self, after: int, upto: int, count: int) -> list[LoggedEvent]:
         """As `read_all`, but neither checked nor upcast, with what proves the events."""
-        rows, codecs = self._rows_of_log(_Q["read_all"], (after, upto, count))
+        return self._logged(_Q["read_all"], (after, upto, count))
+
+    def read_logged(self, positions: Sequence[int]) -> list[LoggedEvent]:
+        """The events at some positions, in position order, as `read_log` gives them."""
+        return self._logged(_Q["read_positions"], (json.dumps(list(positions)),))
+
+    def _logged(self, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
+        rows, codecs = self._rows_of_log(statement, parameters)
         streams = self._find_streams({row[0] for row in rows})
         for stream_id in {row[0] for row in rows} - streams.keys():
             streams[stream_id] = Stream(stream_id, SYSTEM, 0, 0, 0, 0, b"")  # its row is missing
@@ -267,7 +390,7 @@ class ReadTransaction:
     def _whole(self, statement: str, parameters: tuple[object, ...]) -> list[RecordedEvent]:
         rows, codecs = self._rows_of_log(statement, parameters)
         streams = self.get_streams({row[0] for row in rows})
-        return [_recorded(streams[row[0]], row[1:], codecs) for row in rows]
+        return [recorded(streams[row[0]], row[1:], codecs) for row in rows]
 
     def _rows_of_log(
         self, statement: str, parameters: tuple[object, ...]
@@ -289,12 +412,12 @@ class ReadTransaction:
     def _find_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
         parameters = (json.dumps(list(ids)),)
         rows = self.connection.execute(_Q["get_streams"], parameters).fetchall()
-        return {row[0]: _stream(row) for row in rows}
+        return {row[0]: stream_of(row) for row in rows}
 
     def streams_of_app(self, app_name: str) -> list[Stream]:
         """Every stream of an app whose events are in the log, deleted sessions' included."""
         rows = self.connection.execute(_Q["streams_of_app"], (app_name,)).fetchall()
-        return [_stream(row) for row in rows]
+        return [stream_of(row) for row in rows]
 
     def positions_of(self, streams: Iterable[Stream]) -> array[int]:
         """The positions of all events of some streams, in order. Reads an index only."""
@@ -308,7 +431,7 @@ class ReadTransaction:
         """Rows of `streams` by their ids, as far as they are there."""
         parameters = (json.dumps(list(ids)),)
         rows = self.connection.execute(_Q["get_facts"], parameters).fetchall()
-        return {row[0]: _facts(row) for row in rows}
+        return {row[0]: facts_of(row) for row in rows}
 
     def link_at(self, stream_id: int, version: int) -> bytes | None:
         """The chain link of an event; None when it is not there."""
@@ -318,7 +441,7 @@ class ReadTransaction:
     def stream_facts(self, after: int, count: int) -> list[StreamFacts]:
         """Up to `count` rows of `streams` behind id `after`, whole."""
         rows = self.connection.execute(_Q["streams_from"], (after, count)).fetchall()
-        return [_facts(row) for row in rows]
+        return [facts_of(row) for row in rows]
 
     def registered(self) -> dict[str, Registered]:
         """The projections this database keeps rows of, by name."""
@@ -361,9 +484,30 @@ class ReadTransaction:
         return row[0], row[1]
 
     def deleted_streams(self, count: int) -> list[Stream]:
-        """Up to `count` streams that were closed and whose events were not scavenged yet."""
-        rows = self.connection.execute(_Q["deleted_streams"], (count,)).fetchall()
-        return [_stream(row) for row in rows]
+        """Up to `count` streams that were closed and whose events were not scavenged yet.
+
+        Those of users only when there are no sessions.
+        """
+        for kind in (StreamKind.SESSION, StreamKind.USER):
+            rows = self.connection.execute(_Q["deleted_streams"], (kind, count)).fetchall()
+            if rows:
+                return [stream_of(row) for row in rows]
+        return []
+
+    def read_page(self, stream: Stream, after: int, count: int) -> list[RecordedEvent]:
+        """Up to `count` events of a stream behind a version, oldest first.
+
+        Raises:
+            CorruptEvent: a digest does not match, or a version is missing.
+        """
+        if after >= stream.version:
+            return []
+        parameters = (stream.id, after, count)
+        rows = self.connection.execute(_Q["read_stream_page"], parameters).fetchall()
+        events = self._recorded(stream, rows)
+        last = min(after + count, stream.version)
+        check_dense(stream._replace(version=last), events, first=after + 1)
+        return events
 
     def previous_conversation_version(self, stream: Stream, version: int) -> int:
         """The version of the conversation event before the one at `version`, 0 for none."""
@@ -378,36 +522,50 @@ class ReadTransaction:
 
     def has_event(self, stream: Stream, event: NewEvent) -> bool:
         """Whether the stream holds an event with this one's id."""
-        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
-        return row is not None
+        return self.version_of(stream, event.event_id) is not None
+
+    def version_of(self, stream: Stream, event_id: str) -> int | None:
+        """The version at which a stream holds an event with this id; None when it does not."""
+        row = self.connection.execute(_Q["find_event"], (stream.id, event_id)).fetchone()
+        return None if row is None else int(row[0])
 
     def _recorded(self, stream: Stream, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
         if not rows:
             return []
         codecs = dict(self.connection.execute(_Q["codecs"]).fetchall())
-        return [_recorded(stream, row, codecs) for row in rows]
+        return [recorded(stream, row, codecs) for row in rows]
 
-    @staticmethod
-    def _check_dense(stream: Stream, events: Sequence[RecordedEvent], *, first: int) -> None:
-        """Versions run from `first` to the head without a hole."""
-        for expected, event in enumerate(events, first):
-            if event.version != expected:
-                raise CorruptEvent(str(stream.key), expected, event.position, "it is missing")
-        if first + len(events) != stream.version + 1:
-            raise CorruptEvent(str(stream.key), first + len(events), 0, "it is missing")
+
+class Known:
+    """What a connection that writes need not read again, as long as nobody else writes.
+
+    The ids of codecs, and the rows of live streams it has come across; like the pages that SQLite
+    keeps, and by the same sign, the rows are good for nothing once another connection committed.
+    """
+
+    __slots__ = ("codecs", "streams")
+
+    def __init__(self) -> None:
+        self.codecs: dict[str, int] = {"": 0}
+        self.streams: dict[StreamKey, Stream] = {}
+
+    def forget(self) -> None:
+        """Reads everything again: a transaction was rolled back."""
+        self.codecs = {"": 0}
+        self.streams.clear()
 
 
 class WriteTransaction(ReadTransaction):
     """Reads and writes inside one BEGIN IMMEDIATE, so the head read here is the head."""
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        tables: Mapping[str, ProjectionTable],
-        codecs: dict[str, int],
+        self, connection: sqlite3.Connection, tables: Mapping[str, ProjectionTable], known: Known
     ) -> None:
         super().__init__(connection, tables)
-        self._codecs = codecs
+        self._codecs = known.codecs
+        self._nonces: dict[int, bytes] = {}
+        """Of streams that this transaction opened."""
+        self._streams = known.streams
         self.moved: dict[Cursor, tuple[int, int]] = {}
         """Where cursors stand once this transaction is committed: stream id and version."""
         self._changes_before = connection.total_changes
@@ -422,13 +580,26 @@ class WriteTransaction(ReadTransaction):
         for cursor, (stream_id, version) in self.moved.items():
             cursor.stream_id, cursor.version = stream_id, version
 
+    def find_stream(self, key: StreamKey) -> Stream | None:
+        """The live stream with this key, None when there is none."""
+        if (stream := self._streams.get(key)) is None:
+            stream = super().find_stream(key)
+            if stream is not None:
+                self._know(stream)
+        return stream
+
+    def _know(self, stream: Stream) -> None:
+        if len(self._streams) >= _STREAMS_KNOWN:
+            self._streams.clear()
+        self._streams[stream.key] = stream
+
     def open_stream(self, key: StreamKey) -> Stream:
         """Makes a new live stream, and the streams of its user and app where they are missing.
 
         Raises:
             StreamExists: a live stream has this key.
         """
-        if self.find_stream(key) is not None:
+        if key in self._streams:
             raise StreamExists(str(key))
         user = app = 0
         if key.kind in (StreamKind.SESSION, StreamKind.USER):
@@ -437,11 +608,16 @@ class WriteTransaction(ReadTransaction):
             user = self._ensure_stream(StreamKey(StreamKind.USER, key.app_name, key.user_id))
         nonce = os.urandom(16)
         chain = first_link(key, nonce)
-        cursor = self.connection.execute(
-            _Q["insert_stream"],
-            (key.kind, key.app_name, key.user_id, key.session_id, user, app, nonce, chain),
-        )
+        try:
+            cursor = self.connection.execute(
+                _Q["insert_stream"],
+                (key.kind, key.app_name, key.user_id, key.session_id, user, app, nonce, chain),
+            )
+        except sqlite3.IntegrityError:
+            self.find_stream(key)  # or the index that refused it is damaged
+            raise StreamExists(str(key)) from None
         assert cursor.lastrowid is not None
+        self._nonces[cursor.lastrowid] = nonce
         return Stream(cursor.lastrowid, key, user, app, 0, 0, chain)
 
     def append(self, stream: Stream, event: NewEvent) -> RecordedEvent:
@@ -453,71 +629,35 @@ class WriteTransaction(ReadTransaction):
             EventIdTaken: the stream holds an event with this id; nothing was written.
         """
         if stream.version == 0:
-            event = self._with_identity(stream, event)
-        version, schema_version = stream.version + 1, CURRENT[event.type]
-        recorded_at = time.time_ns() // 1000
-        timestamp = event.timestamp + 0.0  # SQLite keeps no sign of a zero, but the chain would
-        delta_digest, data_digest = digest(event.delta), digest(event.data)
-        chain = next_link(
-            stream.chain,
-            version=version,
-            event_id=event.event_id,
-            event_type=event.type,
-            schema_version=schema_version,
-            encoding=event.encoding,
-            recorded_at=recorded_at,
-            timestamp=timestamp,
-            author=event.author,
-            invocation_id=event.invocation_id,
-            codec=event.codec,
-            delta_digest=delta_digest,
-            data_digest=data_digest,
-        )
+            event = with_identity(stream.key, self._nonce(stream), event)
+        sealed = seal(stream, 0, event)
+        placed = sealed.event
         position = self._insert_event(
             (
                 stream.id,
-                version,
-                event.event_id,
-                event.type,
-                schema_version,
-                recorded_at,
-                timestamp,
-                event.author,
-                event.invocation_id,
+                *placed[2:10],
                 self._codec(event.codec),
                 event.encoding,
-                delta_digest,
-                data_digest,
-                chain,
+                sealed.delta_digest,
+                sealed.data_digest,
+                sealed.chain,
                 None if event.delta is None else event.delta.decode(),
                 None if event.data is None else event.data.decode(),
             )
         )
         # The delta is written twice: into the log, and key by key into the state.
         self._content_bytes += len(event.data or b"") + 2 * len(event.delta or b"")
-        conversation = version if event.type in CONVERSATION_TYPES else stream.conversation_version
-        self.connection.execute(_Q["move_head"], (version, conversation, chain, stream.id))
-        recorded = RecordedEvent(
-            position,
-            stream._replace(version=version, conversation_version=conversation, chain=chain),
-            version,
-            event.event_id,
-            event.type,
-            schema_version,
-            recorded_at,
-            timestamp,
-            event.author,
-            event.invocation_id,
-            event.encoding,
-            event.delta,
-            event.data,
-            event.codec,
+        head = placed.stream
+        self.connection.execute(
+            _Q["move_head"], (head.version, head.conversation_version, head.chain, head.id)
         )
+        self._know(head)
+        placed = placed._replace(position=position)
         # What an event carries over is in the rows already.
         if event.type != EventType.CARRIED_OVER:
             for table in self.tables.values():
-                self._project(table, recorded)
-        return recorded
+                self._project(table, placed)
+        return placed
 
     def _project(self, table: ProjectionTable, event: RecordedEvent) -> None:
         try:
@@ -550,6 +690,13 @@ class WriteTransaction(ReadTransaction):
     def close_stream(self, stream: Stream) -> None:
         """Ends a stream's life: its key may be used again, by a new stream."""
         self.connection.execute(_Q["close_stream"], (stream.id,))
+        self._streams.pop(stream.key, None)
+
+    def end(self, stream: Stream, event: NewEvent) -> Stream:
+        """Ends a live stream with a tombstone; returns it with its last head."""
+        recorded = self.append(stream, event)
+        self.close_stream(stream)
+        return recorded.stream
 
     @contextmanager
     def maintenance(self, reason: str) -> Iterator[None]:
@@ -570,6 +717,9 @@ class WriteTransaction(ReadTransaction):
     def ensure_system_stream(self) -> Stream:
         """The stream that maintenance logs itself on."""
         return self.get_stream(self._ensure_stream(SYSTEM))
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
     def apply(self, projection: Projection, changes: Iterable[Change]) -> None:
         """Executes row changes on a projection's table.
@@ -642,6 +792,10 @@ class WriteTransaction(ReadTransaction):
         """
         return shadow.clear_away(self.connection, table, count)
 
+    def leftovers(self) -> list[str]:
+        """The names of tables of which a shadow or a retired table is there."""
+        return shadow.leftovers(self.connection)
+
     def put_stream(self, facts: StreamFacts) -> None:
         """Writes a row of `streams` anew, as the log has it."""
         stream = facts.stream
@@ -658,13 +812,87 @@ class WriteTransaction(ReadTransaction):
             ),
         )
 
-    def _with_identity(self, stream: Stream, event: NewEvent) -> NewEvent:
-        """Puts what the `streams` row says into the first event, so that it can be made again."""
-        (nonce,) = self.connection.execute(_Q["get_nonce"], (stream.id,)).fetchone()
-        data = {} if event.data is None else decode(event.data, event.encoding)
-        data["stream"] = {**stream.key._asdict(), "nonce": nonce.hex()}
-        (text,), encoding = encode([data], str(stream.key))
-        return msgspec.structs.replace(event, data=text, encoding=max(encoding, event.encoding))
+    def ensure_stream(self, key: StreamKey) -> Stream:
+        """The live stream with this key, made where it is missing."""
+        return self.find_stream(key) or self.open_stream(key)
+
+    def import_stream(self, facts: StreamFacts) -> Stream:
+        """Writes a new row of `streams` just as it is, in place of a live one without events.
+
+        Raises:
+            StreamExists: a live stream with this key has events, or the id is taken.
+        """
+        stream = facts.stream
+        row = (
+            *stream.key,
+            stream.user_stream_id,
+            stream.app_stream_id,
+            stream.version,
+            stream.conversation_version,
+            facts.live,
+            facts.nonce,
+            stream.chain,
+        )
+        there = self.find_stream(stream.key) if facts.live else None
+        if there is not None:
+            if there.version or (stream.id and stream.id != there.id):
+                raise StreamExists(str(stream.key))
+            # What it owns refers to it by its id, which it keeps.
+            self.connection.execute(
+                _Q["replace_stream"], (*row[4:6], facts.nonce, stream.chain, there.id)
+            )
+            return stream._replace(id=there.id)
+        try:
+            cursor = self.connection.execute(_Q["import_stream"], (stream.id or None, *row))
+        except sqlite3.IntegrityError as error:
+            raise StreamExists(f"stream {stream.id} ({stream.key})") from error
+        assert cursor.lastrowid is not None
+        return stream._replace(id=cursor.lastrowid)
+
+    def import_event(self, stream: Stream, logged: LoggedEvent, position: int = 0) -> Stream:
+        """Writes an event behind a stream's head just as it is, and what it does to the rows.
+
+        Raises:
+            EventIdConflict: the stream holds an event with this id, or the position is taken.
+        """
+        event = logged.event
+        assert event.version == stream.version + 1, "what is imported is dense"
+        try:
+            cursor = self.connection.execute(
+                _Q["import_event"],
+                (
+                    position or None,
+                    stream.id,
+                    *event[2:10],
+                    self._codec(event.codec),
+                    event.encoding,
+                    logged.delta_digest,
+                    logged.data_digest,
+                    logged.chain,
+                    None if event.delta is None else event.delta.decode(),
+                    None if event.data is None else event.data.decode(),
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            raise EventIdConflict(str(stream.key), event.event_id, event.version) from error
+        assert cursor.lastrowid is not None
+        self._content_bytes += len(event.data or b"") + 2 * len(event.delta or b"")
+        version = event.version
+        conversation = version if event.type in CONVERSATION_TYPES else stream.conversation_version
+        self.connection.execute(_Q["move_head"], (version, conversation, logged.chain, stream.id))
+        after = stream._replace(
+            version=version, conversation_version=conversation, chain=logged.chain
+        )
+        placed = upcast(event._replace(position=cursor.lastrowid, stream=after))
+        # Also what an event carries over: these rows do not have it.
+        for table in self.tables.values():
+            self._project(table, placed)
+        return after
+
+    def _nonce(self, stream: Stream) -> bytes:
+        if (nonce := self._nonces.get(stream.id)) is None:
+            (nonce,) = self.connection.execute(_Q["get_nonce"], (stream.id,)).fetchone()
+        return nonce
 
     def _ensure_stream(self, key: StreamKey) -> int:
         stream = self.find_stream(key)

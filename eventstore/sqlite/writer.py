@@ -7,14 +7,17 @@ is asked for each request before anything is said about it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 
 from eventstore import _platform
 from eventstore.errors import DatabaseReplaced, OutcomeUnknown
+from eventstore.observer import Observer
 from eventstore.projection import Projection
 from eventstore.sqlite.database import (
     BUSY_TIMEOUT_S,
@@ -23,9 +26,9 @@ from eventstore.sqlite.database import (
     connect,
     translate,
 )
-from eventstore.sqlite.requests import Write, settle
+from eventstore.sqlite.requests import Due, Write, raise_error, settle
 from eventstore.sqlite.tables import ProjectionTable
-from eventstore.sqlite.transaction import WriteTransaction
+from eventstore.sqlite.transaction import Known, WriteTransaction
 
 __all__ = ["Writer"]
 
@@ -33,7 +36,14 @@ _PAGE_BYTES: Final = 4096
 _FRAMES_PER_COMMIT: Final = 6
 """Index and table pages that even the smallest commit touches (measured)."""
 _CHANGES_PER_FRAME: Final = 4
+_WAITED_S: Final = 0.001
+"""From where on beginning a transaction is waiting for another program."""
 _CHECKPOINT_WAIT_MS: Final = 100
+_FRAMES_KEPT: Final = 16_384
+"""Frames of 4 KB in the WAL from which on a checkpoint waits for readers, to begin it anew."""
+
+_STEPS_PER_LOOK: Final = 10_000
+"""Steps of SQLite's machine, a millisecond or so, between two looks whether to go on."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +54,14 @@ class _Spoilt(Exception):
 
 class _NotNow(Exception):
     """A transaction would have to wait for something."""
+
+
+class _Doubt(NamedTuple):
+    """Requests that were interrupted: by what, and on the thread of which loop."""
+
+    group: Sequence[Write[Any]]
+    error: BaseException
+    loop: asyncio.AbstractEventLoop | None
 
 
 class Writer:
@@ -61,21 +79,33 @@ class Writer:
         self._path = path
         self._projections = projections
         self._tables = tables
+        self._wal_path = f"{path}-wal"
         self._identity = _platform.file_identity(path)
-        self._codecs = {"": 0}
+        self._known = Known()
         self.frames = 0
         """About how many frames the WAL holds that are not in the database file yet."""
         self.for_rebuild = False
         """Whether the projections' tables may be missing or other than they should be."""
         self.committed_at = 0.0
         """When something was committed last, on the monotonic clock."""
-        self._doubt: tuple[Sequence[Write[Any]], BaseException] | None = None
+        self.synced_s = 0.0
+        """How long the last commit took if it waited for the disk; 0.0 if it did not."""
+        self.observer: Observer | None = None
+        self.due: Due = []
+        """Where outcomes are noted, for the thread that commits to deliver out of the gate."""
+        self._restart_at = _FRAMES_KEPT
+        self._doubt: _Doubt | None = None
         self._transaction: WriteTransaction | None = None
         self._full: bool | None
         self._waits: bool | None
         self._connection: sqlite3.Connection | None = None
+        self._rewrite_ended = False
         self._wal: tuple[int, int] | None = None
-        self._use(connection)
+        try:
+            self._use(connection)
+        except sqlite3.Error as error:
+            self.close()
+            raise translate(path, error) from None
 
     def commit(self, group: Sequence[Write[Any]], *, wait: bool = True) -> bool:
         """Commits requests together, or, when one spoils the transaction, each by itself.
@@ -86,8 +116,9 @@ class Writer:
         """
         if not group:
             return True
+        began = time.monotonic()
         try:
-            transaction = self._begin(full=any(request.full for request in group), wait=wait)
+            transaction = self._begin(group, wait=wait)
         except Exception as error:
             self._roll_back()
             if wait:
@@ -99,51 +130,91 @@ class Writer:
         except _Spoilt:
             self._roll_back()
             if wait:
-                for request in group:
-                    self.commit([request])
+                self._commit_each(group)
             return wait
-        if group[0].failed and len(group) == 1:
+        if len(group) == 1 and group[0].failed:
             self._roll_back()
-            settle(group)
-            return True
+            if wait:
+                settle(group)
+            return wait  # a refusal must not rest on a file that is no longer there
         try:
             self._commit(transaction)
         except Exception as error:
-            self._roll_back()
             self.leave_in_doubt(group, error)
             if wait:
                 self.resolve()
             return True
         if group[0].alone:
+            self._look_again()
             # Maintenance frees pages, which no count of changes shows.
-            self.frames = _platform.file_size(f"{self._path}-wal") // _PAGE_BYTES
-        settle(group)
+            self.frames = _platform.file_size(self._wal_path) // _PAGE_BYTES
+        settle(group, self.due)
+        if self.observer is not None:
+            self.observer.committed(len(group), self.committed_at - began)
         return True
+
+    def _commit_each(self, group: Sequence[Write[Any]]) -> None:
+        _log.info("%s: executing %d requests again, each by itself", self._path, len(group))
+        if self.observer is not None:
+            self.observer.retried(len(group))
+        for request in group:
+            self.commit([request])
 
     @property
     def in_doubt(self) -> bool:
         """Whether `resolve` is to be called before anything else."""
         return self._doubt is not None
 
-    def leave_in_doubt(self, group: Sequence[Write[Any]], error: BaseException) -> None:
-        """Leaves it to `resolve` what became of a group whose `commit` was interrupted."""
-        self._doubt = group, error
+    def leave_in_doubt(
+        self,
+        group: Sequence[Write[Any]],
+        error: BaseException,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """Leaves it to `resolve` what became of a group whose `commit` was interrupted.
+
+        A SystemExit is raised in the loop when it was not one of the requests that raised it.
+        """
+        if self._doubt is not None:
+            group = group or self._doubt.group
+        self._doubt = _Doubt(group, error, loop)
+        # Others may be waiting for SQLite's lock in the gate, where `resolve` is to come.
+        self._roll_back()
 
     def resolve(self) -> None:
         """Finds out what is in doubt, and delivers the outcomes."""
         if self._doubt is not None:
-            group, error = self._doubt
+            group, error, loop = self._doubt
             self._doubt = None
             self._find_out([request for request in group if not request.settled], error)
+            theirs = any(request.failed_by(SystemExit) for request in group)
+            if isinstance(error, SystemExit) and loop is not None and not theirs:
+                with suppress(RuntimeError):  # where the loop has ended, so has the program
+                    loop.call_soon_threadsafe(raise_error, error)
 
-    def checkpoint(self, mode: str) -> None:
-        """Copies the WAL into the file; with mode TRUNCATE empties it too, if readers allow."""
+    def checkpoint(self, mode: str) -> bool:
+        """Copies the WAL into the file; with mode TRUNCATE empties it too, if readers allow.
+
+        Returns whether it was all done.
+        """
         try:
             connection = self._ready()
             # Emptying the WAL waits for readers: not for long, writers wait behind it.
             connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
             try:
-                _, frames, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                left, frames, copied = connection.execute(
+                    f"PRAGMA wal_checkpoint({mode})"
+                ).fetchone()
+                if frames >= self._restart_at:
+                    # Where many read there is always one who reads from the WAL, and then nobody
+                    # begins it anew. While the gate is held it is enough to wait for those who
+                    # have begun; in vain for a long one, so that is not tried again soon.
+                    busy, frames, copied = connection.execute(
+                        "PRAGMA wal_checkpoint(RESTART)"
+                    ).fetchone()
+                    self._restart_at = _FRAMES_KEPT + (frames if busy else 0)
+                elif frames < _FRAMES_KEPT:
+                    self._restart_at = _FRAMES_KEPT
             finally:
                 self._waits = None
             self.frames = frames - copied
@@ -152,6 +223,46 @@ class Writer:
             # Everything acknowledged stays in the WAL, and a later checkpoint copies it.
             self.frames = 0
             _log.warning("checkpoint of %s failed: %s", self._path, type(error).__name__)
+            return False
+        return not left and copied == frames
+
+    def rewrite(self, at_most_s: float | None) -> bool:
+        """Writes the whole file anew, without free pages or copies of what was removed.
+
+        It all goes through the WAL, so a crash leaves the file as it was. So does an end after
+        `at_most_s` seconds, or by `end_rewrite`: then it returns False.
+        """
+        connection = self._ready()
+        until = None if at_most_s is None else time.monotonic() + at_most_s
+        self._rewrite_ended = False
+
+        def is_ended() -> bool:
+            return self._rewrite_ended or (until is not None and time.monotonic() > until)
+
+        # The new file is made in a temporary one, which is attached.
+        connection.execute("PRAGMA temp_store = FILE")
+        attached = connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
+        try:
+            # Of a file that another program has made over.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.set_progress_handler(is_ended, _STEPS_PER_LOOK)
+            connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            self._roll_back()
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+                return False
+            raise translate(self._path, error) from None
+        finally:
+            if self._connection is not None:
+                connection.set_progress_handler(None, 0)
+                connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, attached)
+                connection.execute("PRAGMA temp_store = MEMORY")
+        self.frames = _platform.file_size(f"{self._path}-wal") // _PAGE_BYTES
+        return True
+
+    def end_rewrite(self) -> None:
+        """Ends the rewrite that another thread is at, if one is."""
+        self._rewrite_ended = True
 
     def suspend(self) -> None:
         """Closes the connection; the next use opens it again."""
@@ -165,16 +276,22 @@ class Writer:
     def _use(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._schema = self._read_schema(connection)
+        self._look_again()
         self._wal = None  # known once the first transaction opened it
         # Until the first transaction sets them:
         self._full = self._waits = None
         # The first commit that writes at the beginning of the WAL again waits for the disk.
         self._syncs = True
 
+    def _look_again(self) -> None:
+        """Takes nothing for granted in the next transaction."""
+        self._known.forget()
+        self._data_version: int | None = None
+
     def _ready(self) -> sqlite3.Connection:
         """The connection, opened again where it was given up."""
         check_identity(self._path, self._identity)
-        if self._wal is not None and _platform.file_identity(f"{self._path}-wal") != self._wal:
+        if self._wal is not None and _platform.file_identity(self._wal_path) != self._wal:
             # Somebody removed it. What this connection still knows of it goes into the file as the
             # last connection closes; to write on would be to write where nobody reads.
             _log.warning("opening %s again: its -wal was removed", self._path)
@@ -191,16 +308,27 @@ class Writer:
         assert self._connection is not None
         return self._connection
 
-    def _ready_at_once(self) -> sqlite3.Connection:
-        """The connection, when a transaction on it neither opens a file nor waits for the disk."""
-        if self._connection is None or self._wal is None or self._syncs or self.in_doubt:
+    def _ready_at_once(self, *, full: bool) -> sqlite3.Connection:
+        """The connection, when a transaction on it need not open a file, nor wait for the disk.
+
+        Whether the files are still there is looked at once it is committed, as always.
+        """
+        if self._connection is None or self._wal is None or self.in_doubt:
             raise _NotNow
-        check_identity(self._path, self._identity)
-        check_identity(f"{self._path}-wal", self._wal)
+        if self._syncs and not full:
+            raise _NotNow
         return self._connection
 
-    def _begin(self, *, full: bool, wait: bool) -> WriteTransaction:
-        connection = self._ready() if wait else self._ready_at_once()
+    def _check_files(self) -> None:
+        """Asserts that the database and its -wal are the files that are written to."""
+        files = _platform.file_identity(self._path), _platform.file_identity(self._wal_path)
+        if files != (self._identity, self._wal):
+            check_identity(self._path, self._identity)
+            check_identity(self._wal_path, self._wal)
+
+    def _begin(self, group: Sequence[Write[Any]], *, wait: bool) -> WriteTransaction:
+        full = any([request.full for request in group])  # noqa: C419 - half the time
+        connection = self._ready() if wait else self._ready_at_once(full=full)
         if wait != self._waits:
             timeout_ms = BUSY_TIMEOUT_S * 1000 if wait else 0
             connection.execute(f"PRAGMA busy_timeout = {timeout_ms:.0f}")
@@ -208,15 +336,25 @@ class Writer:
         if full != self._full:
             connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
             self._full = full
+        asked = time.monotonic()
         connection.execute("BEGIN IMMEDIATE")
+        waited_s = time.monotonic() - asked
+        if waited_s >= _WAITED_S and self.observer is not None:
+            self.observer.waited(waited_s)
         if self._wal is None:
-            self._wal = _platform.file_identity(f"{self._path}-wal")
-        # Any change of schema moves the cookie: a migration or a projection of a newer process
-        # stops this one before it writes rows in the old way.
-        if (schema := self._read_schema(connection)) != self._schema:
-            self._check_schema(connection)
-            self._schema = schema
-        self._transaction = WriteTransaction(connection, self._tables, self._codecs)
+            self._wal = _platform.file_identity(self._wal_path)
+        # It moves when another connection has committed; its number tells nothing else.
+        (data_version,) = connection.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._known.streams.clear()
+            # Any change of schema moves the cookie: a migration or a projection of a newer process
+            # stops this one before it writes rows in the old way.
+            if (schema := self._read_schema(connection)) != self._schema:
+                self._check_schema(connection)
+                self._schema = schema
+            self._data_version = data_version
+        known = Known() if group[0].alone else self._known  # what maintenance may change
+        self._transaction = WriteTransaction(connection, self._tables, known)
         return self._transaction
 
     def _execute(self, request: Write[Any], transaction: WriteTransaction, *, alone: bool) -> None:
@@ -226,17 +364,20 @@ class Writer:
         try:
             request.succeed(request.function(transaction))
         except BaseException as error:
+            if not self._waits and not isinstance(error, Exception):
+                raise  # on a loop's thread it may come from a signal's handler
             if not alone and (connection.total_changes != before or not connection.in_transaction):
                 raise _Spoilt from error
             request.fail(self._translated(error))
 
     def _commit(self, transaction: WriteTransaction) -> None:
+        asked = time.monotonic()
         transaction.connection.execute("COMMIT")
         self._syncs = False
         self.committed_at = time.monotonic()
+        self.synced_s = self.committed_at - asked if self._full else 0.0
         # Writes to files that lost their names reach no one: say so instead of acknowledging them.
-        check_identity(self._path, self._identity)
-        check_identity(f"{self._path}-wal", self._wal)
+        self._check_files()
         transaction.move_cursors()
         changes, content_bytes = transaction.written()
         self.frames += (
@@ -267,8 +408,7 @@ class Writer:
             self._transaction.move_cursors()
             settle(pending)
         elif len(group) > 1 or not isinstance(error, Exception):
-            for request in pending:
-                self.commit([request])
+            self._commit_each(pending)
         elif group[0].alone:
             self._fail(group, OutcomeUnknown(self._path, str(self._translated(error))))
         else:
@@ -280,13 +420,12 @@ class Writer:
         connection = self._ready()
         connection.execute("BEGIN")
         try:
-            return request.find(WriteTransaction(connection, self._tables, self._codecs))
+            return request.find(WriteTransaction(connection, self._tables, Known()))
         finally:
             connection.execute("ROLLBACK")
 
     def _roll_back(self) -> None:
-        self._codecs.clear()
-        self._codecs[""] = 0
+        self._known.forget()
         if self._connection is not None and self._connection.in_transaction:
             try:
                 self._connection.execute("ROLLBACK")

@@ -1,0 +1,96 @@
+"""Where the server is: what a URL says to libpq, and what it says to this package."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from eventstore.errors import PathUnusable
+from eventstore.location import server_url, shown
+
+__all__ = ["DEFAULT_SCHEMA", "Address", "parse_url"]
+
+DEFAULT_SCHEMA: Final = "adk_eventstore"
+_SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}")
+_LOCK_TIMEOUT_S: Final = 30.0
+_STATEMENT_TIMEOUT_S: Final = 60.0
+
+_DEFAULTS: Final = {
+    "connect_timeout": "10",
+    # A peer that is gone without a word is noticed within half a minute, not after two hours.
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "30000",
+}
+"""What libpq is told unless the URL says otherwise."""
+
+
+class Address(NamedTuple):
+    """A schema in a database of a server, and how long its statements may take.
+
+    `url` is for libpq and may hold a password; `shown` is for people.
+    """
+
+    url: str
+    shown: str
+    schema: str
+    lock_timeout_s: float
+    statement_timeout_s: float
+
+
+def parse_url(url: str, schema: str | None = None) -> Address:
+    """Takes apart the URL of a server, as `location.resolve` returns it.
+
+    Of its query `schema`, `lock_timeout` and `statement_timeout` (seconds) are for this package,
+    the rest for libpq; `ssl`, as asyncpg has it, is taken for `sslmode`.
+
+    Raises:
+        PathUnusable: a part of it makes no sense.
+    """
+    try:
+        parts = urlsplit(url)
+        query = dict(
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        )
+    except ValueError:
+        raise PathUnusable("a postgresql: URL", "cannot be read", _REMEDY) from None
+    name = schema or query.pop("schema", DEFAULT_SCHEMA)
+    query.pop("schema", None)
+    lock_s = _seconds(query.pop("lock_timeout", None), "lock_timeout", _LOCK_TIMEOUT_S)
+    statement_s = _seconds(
+        query.pop("statement_timeout", None), "statement_timeout", _STATEMENT_TIMEOUT_S
+    )
+    if "ssl" in query:
+        query["sslmode"] = query.pop("ssl")
+
+    def with_query(said: dict[str, str]) -> str:
+        return server_url(parts.netloc, parts.path, list(said.items()))
+
+    here = {} if name == DEFAULT_SCHEMA else {"schema": name}
+    people = shown(with_query({**query, **here}))
+    if not _SCHEMA.fullmatch(name):
+        raise PathUnusable(
+            people,
+            "names a schema that is not of small letters, digits and underscores",
+            "Pass another one: schema=...",
+        )
+    return Address(with_query({**_DEFAULTS, **query}), people, name, lock_s, statement_s)
+
+
+_REMEDY: Final = "Write it as postgresql://user@host:5432/database, special characters as %XX."
+
+
+def _seconds(text: str | None, name: str, default: float) -> float:
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.001 <= seconds <= 86_400:
+        raise PathUnusable(
+            "a postgresql: URL", f"has a {name} that is no number of seconds", f"Write {name}=30."
+        )
+    return seconds
