@@ -79,7 +79,9 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
         OSError: it cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    # For its owner alone, and never through a link that somebody put in its place.
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.writelines(anchor.as_lines())
         file.flush()
         os.fsync(file.fileno())

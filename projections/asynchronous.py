@@ -27,10 +27,12 @@ from eventstore import (
     ProjectionMissing,
     RecordedEvent,
     Registered,
+    SchemaAltered,
     Snapshot,
     StoreClosed,
     changes_of,
 )
+from eventstore.projection import is_table_name
 from projections.folding import failed
 from projections.rebuild import Progress, clear_away, rebuild
 
@@ -171,7 +173,7 @@ def _build(store: EventStore, projection: Projection, progress: Progress) -> boo
     try:
         rebuild(store, (), (projection,), progress=progress)
     except ProjectionFailed as error:
-        store.transact(partial(_stop, projection, error))
+        store.transact(partial(_stop, projection, error), beside_writers=True)
         return False
     return True
 
@@ -209,7 +211,8 @@ def _step(store: EventStore, projection: Projection) -> _Step:
             break
         after = event.position
     try:
-        moved = store.transact(partial(_write, projection, checkpoint, after, changes, failure))
+        write = partial(_write, projection, checkpoint, after, changes, failure)
+        moved = store.transact(write, beside_writers=True)
         # Where somebody else did these events, what comes behind them is still to be done.
         more = failure is None or not moved
     except ProjectionFailed:
@@ -229,11 +232,12 @@ def _one_by_one(
         changes = list(_changes(projection, event))
         try:
             write = partial(_write, projection, checkpoint, event.position, changes, None)
-            if not store.transact(write):
+            if not store.transact(write, beside_writers=True):
                 return True
         except ProjectionFailed as error:
             failure = ProjectionFailed(projection.name, event.position, error.reason)
-            store.transact(partial(_write, projection, checkpoint, checkpoint, [], failure))
+            stop = partial(_write, projection, checkpoint, checkpoint, [], failure)
+            store.transact(stop, beside_writers=True)
             return False
         checkpoint = event.position
     return True
@@ -273,12 +277,19 @@ def drop(store: EventStore, name: str, views: Iterable[str] = ()) -> None:
     Raises:
         ProjectionMissing: the database keeps no rows of it.
         MaintenanceRunning: a rebuild, a verification or a vacuum is under way.
+        SchemaAltered: its table is noted as one of the log's, which is not dropped.
     """
     with store.maintaining("drop a projection"):
         registered = store.snapshot(lambda s: s.registered()).get(name)
         if registered is None:
             raise ProjectionMissing(
                 name, "the database keeps no rows of it", "See: adk-eventstore projections status"
+            )
+        if not is_table_name(registered.table):
+            raise SchemaAltered(
+                store.path,
+                f"notes {registered.table!r} as the table of {name}, which is not a projection's",
+                "Somebody has changed it: adk-eventstore verify --fix, then try again.",
             )
         clear_away(store, registered.table)
         store.transact(lambda t: t.drop(name, views))

@@ -7,6 +7,7 @@ the database, taken while others write.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from eventstore import EventStore, PathUnusable, Projection, open_store
-from eventstore.location import resolve
+from eventstore import (
+    EventStore,
+    EventStoreError,
+    PathUnusable,
+    Projection,
+    copy_file,
+    open_store,
+    put_in_place,
+)
+from eventstore.location import MEMORY, require_file, resolve
+from projections import installed
+from projections.rebuild import Progress
 from projections.verify import Verified, verify
 
-__all__ = ["BackedUp", "CopyDamaged", "backup", "restore"]
+__all__ = ["BackedUp", "CopyDamaged", "backup", "new_file_beside", "restore", "usable_target"]
 
 
 class BackedUp(NamedTuple):
@@ -34,20 +45,21 @@ class CopyDamaged(PathUnusable):
 
     def __init__(self, path: str, verified: Verified) -> None:
         drifted = ", ".join(f"{count} in {table}" for table, count in verified.drifted.items())
-        super().__init__(
-            path,
-            f"does not verify: {drifted} differ from the log",
-            "Run `adk-eventstore verify` on the original, and see what it says.",
-        )
+        if verified.log_is_whole:
+            remedy = "Put the tables of the original right first: adk-eventstore verify --fix"
+        else:
+            remedy = "Its log is damaged. Save what can be saved of it: adk-eventstore recover"
+        super().__init__(path, f"does not verify: {drifted} differ from the log", remedy)
         self.verified = verified
 
 
 def backup(
     store: EventStore,
-    target: str | Path,
+    target: str | os.PathLike[str],
     asynchronous: Sequence[Projection] = (),
     *,
     overwrite: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> BackedUp:
     """Copies a store to a new file while others write, and verifies the copy. Blocks.
 
@@ -56,85 +68,112 @@ def backup(
 
     Raises:
         PathUnusable: see above, or the folder cannot be written.
+        DatabaseInUse: the target is the file of a store that is open.
         StorageFailed: the disk is full or failing.
     """
-    path = Path(resolve(target))
-    _refuse_existing(path, overwrite=overwrite)
-    with _beside(path) as copy:
+    path = usable_target(target, overwrite=overwrite)
+    with new_file_beside(path) as copy:
         store.copy_to(str(copy))
-        verified = _verified(copy, path, store.projections, asynchronous)
+        verified = _verified(copy, path, store.projections, asynchronous, progress)
         size = copy.stat().st_size
-        copy.replace(path)
+        put_in_place(str(copy), str(path))
     return BackedUp(str(path), size, verified)
 
 
 def restore(
-    source: str | Path,
-    target: str | Path | None,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None,
     inline: Sequence[Projection],
-    asynchronous: Sequence[Projection] = (),
+    asynchronous: Sequence[Projection] | None = (),
     *,
     overwrite: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> BackedUp:
     """Puts a copy of a backup where a service looks for its database. Blocks.
 
-    The backup is copied and verified before anything at the target is touched. Stop the services
-    that have the target open: one that goes on is told that its file was replaced. The backup
-    itself stays as it is.
+    The backup is copied and verified before anything at the target is touched, and itself stays as
+    it is: it may be in a folder that nothing can be written to, and of an older schema version,
+    from which the copy is migrated. Stop the services that have the target open. `asynchronous` are
+    the projections to compare too; None for those that are installed and that it has.
 
     Raises:
         PathUnusable: the target exists and `overwrite` was not given, or cannot be written.
+        DatabaseInUse: somebody has the target open.
         CopyDamaged, NotADatabase, ForeignDatabase: the source is no backup that can be trusted.
     """
-    path = Path(resolve(target))
-    _refuse_existing(path, overwrite=overwrite)
-    store = open_store(source, inline, create=False)
-    try:
-        with _beside(path) as copy:
-            store.copy_to(str(copy))
-            verified = _verified(copy, path, inline, asynchronous)
-            size = copy.stat().st_size
-            # The old log of changes must not be there when the new file gets its name: SQLite would
-            # write what it holds into it.
-            for companion in ("-wal", "-shm"):
-                Path(f"{path}{companion}").unlink(missing_ok=True)
-            copy.replace(path)
-    finally:
-        store.close()
+    path = usable_target(target, overwrite=overwrite)
+    with new_file_beside(path) as copy:
+        copy_file(source, str(copy))
+        verified = _verified(copy, path, inline, asynchronous, progress, source=resolve(source))
+        size = copy.stat().st_size
+        put_in_place(str(copy), str(path))
     return BackedUp(str(path), size, verified)
 
 
-def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> Path:
+    """The real path of a file that may be written, as a service would find it.
+
+    Raises:
+        PathUnusable: it is there and may not be overwritten, or is no file.
+    """
+    resolved = require_file(target, "copy to")
+    if resolved == MEMORY:
+        raise PathUnusable(MEMORY, "is no file", "Name a file.")
+    path = Path(os.path.realpath(resolved))
     if path.is_dir():
         raise PathUnusable(str(path), "is a directory", "Name a file.")
+    if path.exists() and not path.is_file():
+        raise PathUnusable(str(path), "is not a regular file", "Name a file.")
     if path.exists() and not overwrite:
-        raise PathUnusable(str(path), "exists", "Choose another name, or say that it may go.")
+        remedy = "Choose another name, or say that it may be replaced (--overwrite)."
+        raise PathUnusable(str(path), "exists", remedy)
+    return path
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def new_file_beside(path: Path) -> Iterator[Path]:
     """A name in a private folder beside a file, from where it can be moved in one step."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+        folder = tempfile.mkdtemp(prefix=".eventstore-", dir=path.parent)
     except OSError as error:
         raise PathUnusable(
             str(path), f"cannot be written: {error.strerror}", "Choose another folder."
         ) from error
     try:
-        yield Path(folder) / path.name
+        yield Path(folder) / "copy.sqlite3"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verified(
-    copy: Path, path: Path, inline: Sequence[Projection], asynchronous: Sequence[Projection]
+    copy: Path,
+    path: Path,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection] | None,
+    progress: Progress,
+    source: str | None = None,
 ) -> Verified:
-    store = open_store(copy, inline, for_rebuild=True, create=False)
+    """What verifying a copy finds; errors name the file it was made of, or that it is to become."""
+    name = source or str(path)
     try:
-        verified = verify(store, inline, asynchronous)
-    finally:
-        store.close()
+        store = open_store(copy, inline, for_rebuild=True, create=False)
+        try:
+            following = installed.following(store) if asynchronous is None else asynchronous
+            verified = verify(store, inline, following, progress=progress)
+        finally:
+            store.close()
+    except EventStoreError as error:
+        raise _renamed(error, str(copy), name) from error.__cause__
     if not verified.clean:
-        raise CopyDamaged(str(path), verified)
+        raise CopyDamaged(name, verified)
+    verified.path = str(path)
     return verified
+
+
+def _renamed(error: EventStoreError, old: str, new: str) -> EventStoreError:
+    """The same error about the file that people know."""
+    error.args = tuple(a.replace(old, new) if isinstance(a, str) else a for a in error.args)
+    if getattr(error, "path", None) == old:
+        error.path = new  # type: ignore[attr-defined]
+    return error

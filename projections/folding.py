@@ -6,8 +6,10 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from eventstore import (
     Add,
@@ -15,7 +17,8 @@ from eventstore import (
     Change,
     Delete,
     DeleteOwner,
-    DeltaEvent,
+    Deltas,
+    EventStore,
     EventStoreError,
     Projection,
     ProjectionFailed,
@@ -23,14 +26,23 @@ from eventstore import (
     RecordedEvent,
     Row,
     Snapshot,
-    Stream,
     Table,
     Update,
     changes_of,
 )
 from eventstore.changes import Value
 
-__all__ = ["DeltaPage", "EventPage", "FoldedTable", "Page", "PartialTable", "failed", "read_page"]
+__all__ = [
+    "DeltaPage",
+    "EventPage",
+    "FoldedPage",
+    "FoldedTable",
+    "Page",
+    "PartialTable",
+    "failed",
+    "fold_pages",
+    "read_page",
+]
 
 PAGE_EVENTS: Final = 10_000
 _PAGE_WHOLE_EVENTS: Final = 2_000
@@ -59,22 +71,21 @@ class Page(Protocol):
 class DeltaPage:
     """A page for projections that need the deltas only."""
 
-    def __init__(self, events: Sequence[DeltaEvent], streams: dict[int, Stream], last: int) -> None:
-        self.count = len(events)
-        self.last = last
-        self._events = events
-        self._streams = streams
+    def __init__(self, deltas: Deltas) -> None:
+        self.count = deltas.events
+        self.last = deltas.upto
+        self._deltas = deltas
 
     def changes(self, projection: Projection) -> Iterator[Change]:
         """The net changes of all events."""
         assert isinstance(projection, BulkProjection)
         try:
-            yield from projection.apply_page(self._events, self._streams)
+            yield from projection.apply_page(self._deltas)
         except EventStoreError:
             raise
         except Exception as error:
-            first, last = self._events[0][0], self.last
-            reason = f"{type(error).__name__}, at this event or one before position {last + 1}"
+            first = self._deltas.after + 1
+            reason = f"{type(error).__name__}, at this event or one before position {self.last + 1}"
             raise ProjectionFailed(projection.name, first, reason) from error
 
 
@@ -107,15 +118,52 @@ def failed(projection: Projection, event: RecordedEvent, error: Exception) -> Pr
 
 
 def read_page(projections: Sequence[Projection], after: int, upto: int, snapshot: Snapshot) -> Page:
-    """The next events of the log behind `after`, not beyond `upto`, as the projections need them.
+    """The next events of the log behind `after`, not beyond `upto`, as projections need them."""
+    if _are_bulk(projections):
+        return DeltaPage(snapshot.read_deltas(after, min(upto, after + PAGE_EVENTS)))
+    upto = min(upto, after + _PAGE_WHOLE_EVENTS)
+    return EventPage(snapshot.read_all(after, upto, upto - after), upto)
 
-    A page without events reaches `upto`.
+
+class FoldedPage(NamedTuple):
+    """How many events a page has, the position it reaches, and its changes, by projection."""
+
+    events: int
+    last: int
+    changes: Sequence[Sequence[Change]]
+
+
+def fold_pages(
+    store: EventStore, projections: Sequence[Projection], after: int, upto: int
+) -> Iterator[FoldedPage]:
+    """The pages of the log behind `after`, up to `upto`, folded, in order.
+
+    The next ones are read while one is folded: SQLite needs no interpreter for it. A page is folded
+    where it is read, so that the garbage collector is kept out of both.
+
+    Raises: as `Page.changes`.
     """
-    if all(isinstance(projection, BulkProjection) for projection in projections):
-        deltas, streams = snapshot.read_deltas(after, upto, PAGE_EVENTS)
-        return DeltaPage(deltas, dict(streams), deltas[-1][0] if deltas else upto)
-    events = snapshot.read_all(after, upto, _PAGE_WHOLE_EVENTS)
-    return EventPage(events, events[-1].position if events else upto)
+    size = PAGE_EVENTS if _are_bulk(projections) else _PAGE_WHOLE_EVENTS
+    bounds = [*range(after, upto, size), upto]
+    pages = store.snapshots(partial(_fold, projections, *pair) for pair in pairwise(bounds))
+    for page, (low, high) in zip(pages, pairwise(bounds), strict=True):
+        yield page
+        # Large deltas: no more than the last time are read at once.
+        count, reached = page.last - low, page.last
+        while reached < high:
+            rest = store.snapshot(partial(_fold, projections, reached, min(high, reached + count)))
+            yield rest
+            reached = rest.last
+
+
+def _fold(projections: Sequence[Projection], after: int, upto: int, snapshot: Any) -> FoldedPage:
+    page = read_page(projections, after, upto, snapshot)
+    changes = [list(page.changes(projection)) for projection in projections]
+    return FoldedPage(page.count, page.last, changes)
+
+
+def _are_bulk(projections: Sequence[Projection]) -> bool:
+    return all(isinstance(projection, BulkProjection) for projection in projections)
 
 
 class FoldedTable:
@@ -144,7 +192,7 @@ class FoldedTable:
                 if (row := self._find(change.key)) is not None:
                     self._set(change.key, self._with(row, change.columns))
             elif type(change) is Add:
-                row = self._find(change.key) or self._zeros
+                row = self._find_or_zeros(change.key)
                 sums = {
                     name: _sum(row[self._columns[name]], n) for name, n in change.columns.items()
                 }
@@ -210,6 +258,9 @@ class FoldedTable:
             return self._spill.find(key)
         return row
 
+    def _find_or_zeros(self, key: Row) -> Row:
+        return self._find(key) or self._zeros
+
     def _with(self, row: Row, columns: Mapping[str, Value]) -> Row:
         values = list(row)
         for name, value in columns.items():
@@ -253,13 +304,26 @@ class PartialTable(FoldedTable):
         """Keys whose rows the fold has removed."""
         self.gone_owners: set[int] = set()
         """Streams whose rows the fold has removed."""
+        self._updated: set[Row] = set()
+        """Keys that were updated and nothing else: whether they have a row is not known."""
 
     def known(self, row: Row, stored: Row | None) -> Row | None:
         """A row as it must be stored, what is not known taken from what is stored."""
         if stored is None:
-            return None if _UNKNOWN in row else row
+            unsure = _UNKNOWN in row or row[: len(self.table.key)] in self._updated
+            return None if unsure else row
         pairs = zip(row, stored, strict=True)
         return tuple(was if value is _UNKNOWN else value for value, was in pairs)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Applies row changes, as far as it can be known what they make."""
+        for change in changes:
+            if type(change) is Update:
+                if self._find(change.key) is self._unknown:
+                    self._updated.add(change.key)
+            elif type(change) is Put:
+                self._updated.discard(change.key)
+            super().apply((change,))
 
     def _set(self, key: Row, values: Row) -> None:
         self.gone.discard(key)
@@ -271,12 +335,21 @@ class PartialTable(FoldedTable):
             return self._unknown
         return row
 
+    def _find_or_zeros(self, key: Row) -> Row:
+        if key in self._updated:
+            # Of what was updated here either that is left, or the zeros of a row that is new.
+            self._updated.discard(key)
+            return self._unknown
+        return super()._find_or_zeros(key)
+
     def _remove(self, key: Row) -> None:
         self.gone.add(key)
+        self._updated.discard(key)
         super()._remove(key)
 
     def _remove_owner(self, owner: int) -> None:
         self.gone_owners.add(owner)
+        self._updated = {key for key in self._updated if key[0] != owner}
         super()._remove_owner(owner)
 
 

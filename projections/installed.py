@@ -100,7 +100,7 @@ def distinct(projections: Iterable[Projection]) -> tuple[Projection, ...]:
         InvalidProjection: one cannot.
     """
     checked = tuple(check_projection(projection) for projection in projections)
-    views = [view for p in checked for views in p.views.values() for view in views]
+    views = [view for p in checked for view in {name for each in p.views.values() for name in each}]
     for names in ([p.name for p in checked], [p.table.name for p in checked], views):
         for name in names:
             if names.count(name) > 1:

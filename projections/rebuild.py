@@ -35,12 +35,11 @@ from eventstore import (
     StreamKind,
     StreamNotFound,
 )
-from projections.folding import EventPage, FoldedTable, read_page
-from projections.parallel import folded_pages
+from projections.folding import EventPage, FoldedTable, fold_pages, read_page
 
 __all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_scope"]
 
-_ROWS_PER_TRANSACTION: Final = 1_000
+_ROWS_PER_TRANSACTION: Final = 2_000
 _STREAMS_PER_TRANSACTION: Final = 20
 """So that no writer waits long behind one step."""
 _EVENTS_PER_CUT_OVER: Final = 1_000
@@ -70,15 +69,13 @@ def rebuild(
     inline: Sequence[Projection],
     asynchronous: Sequence[Projection] = (),
     *,
-    helper: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Rebuilt]:
     """Makes the tables of projections anew from the whole log, while others append.
 
     `inline` ones are kept up by every append from then on, `asynchronous` ones have a checkpoint
     where their rows stand. Blocks. Ended at any point, by an error or a signal, it has changed none
-    of the live tables. Memory is bounded, whatever the size of the log and the tables. With
-    `helper` a second process folds too: see parallel.folded_pages.
+    of the live tables. Memory is bounded, whatever the size of the log and the tables.
 
     Raises:
         MaintenanceRunning: another rebuild, verification or vacuum is under way.
@@ -90,18 +87,18 @@ def rebuild(
     with store.maintaining("rebuild"), ExitStack() as stack:
         for projection in projections:
             clear_away(store, projection.table.name)
-            store.transact(partial(_make_shadow, projection))
+            store.transact(partial(_make_shadow, projection), beside_writers=True)
         folded = [stack.enter_context(closing(FoldedTable(p.table))) for p in projections]
         head = store.snapshot(lambda s: s.head())
         events = 0
-        for page in folded_pages(store, projections, 0, head, helper=helper):
+        for page in fold_pages(store, projections, 0, head):
             for table, changes in zip(folded, page.changes, strict=True):
                 table.apply(changes)
             events += page.events
             progress(events, page.last, head)
         for projection, table in zip(projections, folded, strict=True):
             for rows in _batches(table.rows(), _ROWS_PER_TRANSACTION):
-                store.transact(partial(_fill_shadow, projection, rows))
+                store.transact(partial(_fill_shadow, projection, rows), beside_writers=True)
         counts = [table.row_count() for table in folded]
         events += _catch_up_and_cut_over(store, inline, asynchronous, head)
         for projection in projections:
@@ -142,13 +139,14 @@ def _catch_up_and_cut_over(
         page = store.snapshot(partial(read_page, projections, after, head))
         for projection in projections:
             for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):
-                store.transact(partial(_apply_to_shadow, projection, changes))
+                store.transact(partial(_apply_to_shadow, projection, changes), beside_writers=True)
         events, after = events + page.count, page.last
 
 
 def clear_away(store: EventStore, table: str) -> None:
     """Removes the shadow and the retired table of a table's name, some rows at a time."""
-    while store.transact(lambda t: t.clear_away(table, _ROWS_PER_TRANSACTION)):
+    step = partial(_clear_away, table)
+    while store.transact(step, beside_writers=True):
         pass
 
 
@@ -265,7 +263,7 @@ def rebuild_scope(
         store.snapshot(partial(_require_tables, inline, asynchronous))
         streams, positions, head = store.snapshot(partial(_events_of, scope))
         if not streams:
-            raise StreamNotFound(_name(scope))
+            raise StreamNotFound(_name(scope), "See which there are: adk-eventstore sessions list")
         for repair in repairs:
             upto = min(head, store.snapshot(repair.target))
             within = positions[: bisect_right(positions, upto)]
@@ -278,7 +276,7 @@ def rebuild_scope(
                 # So that little is left to be folded while writers wait.
                 store.snapshot(partial(repair.catch_up, scope))
                 if dry_run:
-                    store.snapshot(partial(repair.compare, scope, owners))
+                    store.snapshot(partial(repair.compare, scope, owners), whole=True)
                 else:
                     store.transact(partial(repair.write, scope, owners))
     return [
@@ -335,6 +333,10 @@ def _name(scope: Scope) -> str:
 
 def _make_shadow(projection: Projection, transaction: MaintenanceTransaction) -> None:
     transaction.make_shadow(projection)
+
+
+def _clear_away(table: str, transaction: MaintenanceTransaction) -> bool:
+    return transaction.clear_away(table, _ROWS_PER_TRANSACTION)
 
 
 def _fill_shadow(

@@ -8,13 +8,18 @@ values that they have.
 
 Asynchronous projections are brought to the head in that transaction, before and after: none may
 miss an event that is removed, and none meets an event that carries over what it has folded already.
+
+A user's stream ends, like a session's, with a tombstone that takes the user's rows away, in the
+tables and in any fold: then nothing is carried over to it. It is removed behind its sessions, so
+that the tombstone stands as long as any event that wrote such a row.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -32,33 +37,53 @@ from eventstore import (
     Put,
     RecordedEvent,
     Row,
+    Snapshot,
     Stream,
+    StreamKind,
     carried_over,
     changes_of,
 )
 from eventstore.encoding import PYTHON_JSON, STRICT_JSON, decode_members
 from projections.asynchronous import catch_up, run
+from projections.rebuild import Progress
 from projections.sessions import SessionsProjection
 from projections.state import StateProjection
 
-__all__ = ["Scavenged", "scavenge"]
+__all__ = [
+    "Scavenged",
+    "batch",
+    "maintenance_event",
+    "remove",
+    "require_all",
+    "scavenge",
+]
 
 _STATE: Final = StateProjection()
 _CARRIED_BY_OTHER_MEANS: Final = {_STATE.name, SessionsProjection.name}
-_SESSIONS_PER_TRANSACTION: Final = 20
-"""So that no writer waits long behind one step."""
+SESSIONS_PER_TRANSACTION: Final = 20
+_EVENTS_PER_TRANSACTION: Final = 2_000
+"""So that no writer waits long behind one step. A session is removed as a whole, though."""
+_ALL: Final = sys.maxsize
 
 
 class Scavenged(NamedTuple):
     """What was removed, and how many keys of users and apps were carried over."""
 
-    sessions: int
-    events: int
-    keys_carried_over: int
+    sessions: int = 0
+    events: int = 0
+    keys_carried_over: int = 0
+
+    def plus(self, other: Scavenged) -> Scavenged:
+        """The sums of both."""
+        return Scavenged(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def scavenge(
-    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection] = ()
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection] = (),
+    *,
+    progress: Progress = lambda *_: None,
 ) -> Scavenged:
     """Removes the events of every deleted session, some sessions at a time, and logs each step.
 
@@ -70,17 +95,28 @@ def scavenge(
             code: it could never fold what would be removed.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
-    _require_all(store, asynchronous)
+    require_all(store, asynchronous)
     run(store, asynchronous)
-    total = Scavenged(0, 0, 0)
+    total = Scavenged()
     with store.maintaining("vacuum"):
+        events = store.snapshot(_events_of_deleted)
         step = partial(_step, inline, asynchronous)
-        while (done := store.transact(step)).sessions:
-            total = Scavenged(*(a + b for a, b in zip(total, done, strict=True)))
+        while (done := store.transact(step)) is not None:
+            total = total.plus(done)
+            progress(total.events, total.events, events)
     return total
 
 
-def _require_all(store: EventStore, asynchronous: Sequence[Projection]) -> None:
+def _events_of_deleted(snapshot: Snapshot) -> int:
+    return sum(stream.version for stream in snapshot.deleted_streams(_ALL))
+
+
+def require_all(store: EventStore, asynchronous: Sequence[Projection]) -> None:
+    """Asserts that no projection follows the log whose code is not here.
+
+    Raises:
+        ProjectionMissing: one does, and what is removed now it could never fold.
+    """
     known = {projection.name for projection in asynchronous}
     for name, row in store.snapshot(lambda s: s.registered()).items():
         if row.checkpoint is not None and name not in known:
@@ -95,13 +131,38 @@ def _step(
     inline: Sequence[Projection],
     asynchronous: Sequence[Projection],
     transaction: MaintenanceTransaction,
-) -> Scavenged:
-    streams = transaction.deleted_streams(_SESSIONS_PER_TRANSACTION)
+) -> Scavenged | None:
+    streams = batch(transaction.deleted_streams(SESSIONS_PER_TRANSACTION))
     if not streams:
-        return Scavenged(0, 0, 0)
+        return None
+    return remove(transaction, streams, inline, asynchronous, EventType.VACUUMED)
+
+
+def batch(streams: Sequence[Stream]) -> Sequence[Stream]:
+    """As many of some streams, from the first on, as one transaction should remove."""
+    events = 0
+    for count, stream in enumerate(streams):
+        events += stream.version
+        if count and events > _EVENTS_PER_TRANSACTION:
+            return streams[:count]
+    return streams
+
+
+def remove(
+    transaction: MaintenanceTransaction,
+    streams: Sequence[Stream],
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+    why: EventType,
+    **facts: object,
+) -> Scavenged:
+    """Removes the events of ended streams, and notes on the system stream which and why.
+
+    A user's stream must come behind the user's sessions. `facts` are noted too.
+    """
     others = [p for p in (*inline, *asynchronous) if p.name not in _CARRIED_BY_OTHER_MEANS]
-    events = carried = 0
-    with transaction.maintenance("vacuum"):
+    events = carried = sessions = 0
+    with transaction.maintenance(why.value):
         for stream in streams:
             log = transaction.read(stream)
             for owner, keys in _written_last(transaction, stream, log).items():
@@ -112,15 +173,18 @@ def _step(
             for projection in others:
                 _carry_rows_over(transaction, projection, stream, log)
             events += transaction.scavenge(stream)
-        done = Scavenged(len(streams), events, carried)
-        note = {"streams": [stream.id for stream in streams], **done._asdict()}
-        transaction.append(
-            transaction.ensure_system_stream(),
-            _event(EventType.VACUUMED, data=msgspec.json.encode(note)),
-        )
+            sessions += stream.key.kind is StreamKind.SESSION
+        done = Scavenged(sessions, events, carried)
+        note = {"streams": [stream.id for stream in streams], **done._asdict(), **facts}
+        transaction.append(transaction.ensure_system_stream(), maintenance_event(why, note))
     for projection in asynchronous:
         catch_up(projection, transaction)
     return done
+
+
+def maintenance_event(type_: EventType, note: Mapping[str, object]) -> NewEvent:
+    """What maintenance notes on the system stream: ids of streams and counts, no names."""
+    return _event(type_, data=msgspec.json.encode(note))
 
 
 def _carry_rows_over(
@@ -143,12 +207,20 @@ def _carry_rows_over(
             else:
                 touched.setdefault(int(change.key[0]), {})[change.key] = None
     for owner in (touched.keys() | emptied) - {stream.id}:
+        if _is_ended_user(transaction, owner):
+            continue
         if owner in emptied:
             changes = _owned_as_they_are(transaction, projection, owner)
         else:
             changes = [_as_it_is(transaction, projection, key) for key in touched[owner]]
         new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
         transaction.append(_stream_for(transaction, owner), new)
+
+
+def _is_ended_user(transaction: MaintenanceTransaction, owner: int) -> bool:
+    """Whether rows of this owner are gone, and a tombstone in the log says so."""
+    facts = transaction.get_facts([owner]).get(owner)
+    return facts is not None and not facts.live and facts.stream.key.kind is StreamKind.USER
 
 
 def _as_it_is(

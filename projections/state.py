@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from msgspec import Raw
 
 from eventstore.changes import Change, DeleteOwner, Put, Table
-from eventstore.encoding import decode_members, slice_members, text_of
-from eventstore.events import DeltaEvent, EventType, RecordedEvent, Stream
+from eventstore.encoding import decode_members, split_deltas, text_of
+from eventstore.events import Deltas, EventType, RecordedEvent
 from eventstore.projection import BulkProjection
 
 __all__ = ["StateProjection"]
@@ -39,43 +39,63 @@ class StateProjection(BulkProjection):
         key={"owner_id": "integer", "state_key": "text"},
         columns={"state_value": "text", "position": "integer"},
     )
-    views: ClassVar = {"sqlite": {"adk_state": _VIEW}}
+    views: ClassVar = {"sqlite": {"adk_state": _VIEW}, "postgresql": {"adk_state": _VIEW}}
 
     def apply(self, event: RecordedEvent) -> Iterable[Change]:
         """One Put per key of the delta."""
-        for owner, key, value in self._members(event):
-            yield Put((owner, key), (value, event.position))
+        position = event.position
+        return [
+            Put((owner, key), (value, position))
+            for owner, members in self._members(event)
+            for key, value in members.items()
+        ]
 
     @staticmethod
-    def _members(event: RecordedEvent) -> Iterator[tuple[int, str, str]]:
-        """The owner, key and value of everything the delta names."""
+    def _members(event: RecordedEvent) -> Iterator[tuple[int, dict[str, str]]]:
+        """What the delta names, by owner."""
         if event.delta is not None:
             owners = event.stream.owners
             for scope, members in decode_members(event.delta, event.encoding).items():
-                for key, value in members.items():
-                    yield owners[scope], key, value
+                yield owners[scope], members
 
-    def apply_page(
-        self, events: Sequence[DeltaEvent], streams: Mapping[int, Stream]
-    ) -> Iterator[Change]:
+    def apply_page(self, page: Deltas) -> Iterator[Change]:
         """One Put per key that any of the deltas names."""
-        owners = {stream_id: stream.owners for stream_id, stream in streams.items()}
-        # Most keys are overruled by a later delta of the page: only what is left is made a row.
-        last: dict[int, dict[str, tuple[Raw | str, int]]] = {}
-        for position, stream_id, _, delta, _, whole in events:
-            if whole is not None:
-                for owner, key, value in self._members(whole):
-                    last.setdefault(owner, {})[key] = value, position
-                if whole.type == EventType.SESSION_DELETED:
-                    last.pop(stream_id, None)
-                    yield DeleteOwner(stream_id)
-            elif delta is not None:
-                owned_by = owners[stream_id]
-                for scope, members in slice_members(delta).items():
-                    owned = last.setdefault(owned_by[scope], {})
-                    for key, raw in members.items():
-                        owned[key] = raw, position
-        for owner, owned in last.items():
+        written: dict[int, _Written] = {}
+        for stream in page.streams:
+            owned: _Written = {}
+            deltas = split_deltas(stream.deltas)
+            # The newest first: most keys were written again later, and are passed over.
+            for position, delta in zip(stream.positions[::-1], deltas[::-1], strict=True):
+                if (members := delta.session) is not None:
+                    for key in members:
+                        if key not in owned:
+                            owned[key] = members[key], position
+                if delta.user is not None:
+                    _add(written, stream.user_stream_id, delta.user, position)
+                if delta.app is not None:
+                    _add(written, stream.app_stream_id, delta.app, position)
+            written[stream.stream_id] = owned
+        for whole in page.wholes:
+            for owner, texts in self._members(whole):
+                _add(written, owner, texts, whole.position)
+            if whole.type == EventType.SESSION_DELETED:
+                yield DeleteOwner(whole.stream.id)
+                written.pop(whole.stream.id, None)
+        for owner, owned in written.items():
             for key, (text, position) in owned.items():
                 value = text if isinstance(text, str) else text_of(text)
                 yield Put((owner, key), (value, position))
+
+
+_Written = dict[str, tuple[Raw | str, int]]
+"""Values by key, each with the position of the event that wrote it."""
+
+
+def _add(
+    written: dict[int, _Written], owner: int, members: Mapping[str, Raw | str], position: int
+) -> None:
+    """Adds what an event wrote, unless a later one wrote it too."""
+    owned = written.setdefault(owner, {})
+    for key, text in members.items():
+        if key not in owned or owned[key][1] < position:
+            owned[key] = text, position

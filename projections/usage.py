@@ -111,7 +111,7 @@ class UsageProjection(Projection):
         key={"user_stream_id": "integer", "day": "text", "model": "text", "agent": "text"},
         columns=dict.fromkeys(_COUNTS, "integer"),
     )
-    views: ClassVar = {"sqlite": {"adk_usage": _VIEW}}
+    views: ClassVar = {"sqlite": {"adk_usage": _VIEW}, "postgresql": {"adk_usage": _VIEW}}
 
     def apply(self, event: RecordedEvent) -> Iterable[Change]:
         """One Add for an event that says anything to be counted."""

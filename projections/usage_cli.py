@@ -54,7 +54,7 @@ def usage_command(
     by: tuple[str, ...],
     form: Literal["table", "json"],
 ) -> None:
-    """Shows tokens, model and tool calls, errors and latency.
+    """Show tokens, calls, errors and latency.
 
     Counting is off until it is enabled: adk-eventstore projections run usage. What came since it
     was counted last is counted first, while writers go on.

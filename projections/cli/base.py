@@ -2,6 +2,7 @@
 
 The function of a command takes `Settings`, does its work and returns a `Report`: nothing is printed
 on stdout before the work is done, so with `--format json` it holds one document, whatever happens.
+One that follows the log prints as it goes, JSON Lines then, and returns None.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "COULD_NOT_RUN",
     "Command",
     "CommandFailed",
+    "FilePath",
     "Group",
     "Known",
     "Report",
@@ -36,6 +38,7 @@ __all__ = [
     "confirm",
     "known",
     "projection_option",
+    "require_migrated",
 ]
 
 COULD_NOT_RUN: Final = 2
@@ -67,17 +70,18 @@ class Settings:
     json: bool
 
     @contextmanager
-    def store(self, *, dry_run: bool = False) -> Iterator[EventStore]:
-        """The store, whatever state its projections' tables are in; it must be there already.
+    def store(
+        self, *, dry_run: bool = False, repair: bool = True, create: bool = False
+    ) -> Iterator[EventStore]:
+        """The store. To open one migrates it, which a dry run must not.
 
-        To open one migrates its file, which a dry run must not.
+        It must be there already, unless `create` says that it may be made.
+
+        With `repair` it is opened whatever state its projections' tables are in.
         """
-        if dry_run and pending_migrations(self.db)[1]:
-            raise CommandFailed(
-                "A dry run changes nothing, and this file's schema has to be migrated before it "
-                "can be read. Run: adk-eventstore migrate"
-            )
-        store = open_store(self.db, installed.inline(), for_rebuild=True, create=False)
+        if dry_run:
+            require_migrated(self.db)
+        store = open_store(self.db, installed.inline(), for_rebuild=repair, create=create)
         try:
             yield store
         finally:
@@ -86,6 +90,20 @@ class Settings:
     def progress(self, what: str, start: int = 0) -> AbstractContextManager[Progress]:
         """Tells on stderr how far work on the log has come."""
         return progress_of(what, start)
+
+
+def require_migrated(target: str | None) -> None:
+    """Asserts that a database can be opened without changing it.
+
+    Raises:
+        CommandFailed: its schema has to be migrated.
+        StoreUnusable: it is no database of ours.
+    """
+    if pending_migrations(target)[1]:
+        raise CommandFailed(
+            "A dry run changes nothing, and this file's schema has to be migrated before it "
+            "can be read. Run: adk-eventstore migrate"
+        )
 
 
 class Known(NamedTuple):
@@ -169,7 +187,7 @@ class Command(click.Command):
     """A command whose function takes Settings and returns a Report.
 
     `example` and `exits` (exit codes and what they mean; those of every command are added) end its
-    help. `interrupted` is what is said after Ctrl-C.
+    help. `interrupted` is what is said after Ctrl-C, None where that is how the command ends.
     """
 
     def __init__(
@@ -177,7 +195,7 @@ class Command(click.Command):
         *args: Any,
         example: str,
         exits: Mapping[int, str],
-        interrupted: str = "Nothing is left half done.",
+        interrupted: str | None = "Nothing is left half done.",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -198,9 +216,21 @@ class Command(click.Command):
         settings = _settings(ctx)
         with _told(ctx, self.interrupted), _interruptible():
             ctx.obj = settings
-            report: Report = super().invoke(ctx)
+            report: Report | None = super().invoke(ctx)
+        if report is None:
+            return
         click.echo(as_json(report.document) if settings.json else "\n".join(report.lines))
         ctx.exit(report.exit_code)
+
+
+class FilePath(click.Path):
+    """The name of a file; one with a NUL in it, which no system has, is refused in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Checks what was typed."""
+        if "\0" in str(value):
+            self.fail("a NUL is in no file's name", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Group(click.Group):
@@ -264,13 +294,15 @@ def _settings(ctx: click.Context) -> Settings:
 
 
 @contextmanager
-def _told(ctx: click.Context, interrupted: str) -> Iterator[None]:
+def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
     """Turns whatever ends a command into a line on stderr and an exit code."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
         raise
     except (KeyboardInterrupt, click.Abort):
+        if interrupted is None:
+            ctx.exit(_INTERRUPTED)
         _fail(ctx, "Interrupted", f"interrupted. {interrupted}".rstrip(), _INTERRUPTED)
     except EventStoreError as error:
         _fail(ctx, type(error).__name__, str(error), error.exit_code)

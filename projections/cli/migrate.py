@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from eventstore import pending_migrations
-from eventstore.location import resolve
+from eventstore.location import resolve, shown
 from projections import installed
 from projections.cli.base import Command, Report, Settings
 
@@ -28,12 +28,12 @@ def migrate_file(settings: Settings, dry_run: bool) -> Report:
     A service does so by itself when it opens the file. A process of an older version that has it
     open cannot write any more afterwards: stop such processes first.
     """
-    before, pending = pending_migrations(settings.db)
+    before, pending = pending_migrations(settings.db, installed.inline())
     after = pending[-1][0] if pending else before
     if not dry_run:
-        with settings.store():
+        with settings.store(create=True):
             pass
-    path = resolve(settings.db)
+    path = shown(resolve(settings.db))
     document = {
         "database": path,
         "dry_run": dry_run,

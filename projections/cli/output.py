@@ -5,8 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
-__all__ = ["as_json", "columns", "count", "counted", "plain", "printable"]
+__all__ = [
+    "as_json",
+    "columns",
+    "count",
+    "counted",
+    "moment",
+    "plain",
+    "printable",
+    "size",
+    "table",
+]
 
 _LONGEST_VALUE = 200
 
@@ -37,6 +48,44 @@ def columns(rows: Iterable[Sequence[str]], *, indent: str = "") -> list[str]:
     ]
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table for people: numbers to the right, None as a dash, nothing for no rows."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    if not cells:
+        return []
+    numbers = [all(isinstance(v, int | None) for v in column) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in [list(header), *cells]
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return count(value) if isinstance(value, int) else printable(value)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as a UTC time; as they are where that is out of range."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return repr(seconds)
+
+
+def size(number: int) -> str:
+    """Bytes as people read them."""
+    if number < 1_000_000:
+        return f"{number / 1e3:,.1f} kB"
+    return f"{number / 1e6:,.1f} MB" if number < 1_000_000_000 else f"{number / 1e9:,.2f} GB"
+
+
 def count(number: int) -> str:
     """A number with its thousands apart."""
     return f"{number:,}"
@@ -47,10 +96,10 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def printable(value: object) -> str:
-    """Anything as one line that cannot steer a terminal, cut where it is long."""
+def printable(value: object, *, whole: bool = False) -> str:
+    """Anything as one line that cannot steer a terminal, cut where it is long unless `whole`."""
     text = str(value)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(text) > _LONGEST_VALUE:
+    if len(text) > _LONGEST_VALUE and not whole:
         return f"{text[:_LONGEST_VALUE]}... ({len(text):,} characters)"
     return text

@@ -64,7 +64,7 @@ def rebuild_projections(
             return _compared(verified, (*inline, *asynchronous), skipped)
         if scope is None:
             with settings.progress("rebuilding") as progress:
-                rebuilt = rebuild(store, inline, asynchronous, helper=True, progress=progress)
+                rebuilt = rebuild(store, inline, asynchronous, progress=progress)
             return _report(store.path, rebuilt, scope, skipped, dry_run=False)
         if not names:
             asynchronous, unbuilt = _built(store, asynchronous)

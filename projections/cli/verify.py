@@ -13,6 +13,7 @@ from projections.anchors import Anchor, read_anchor, write_anchor
 from projections.cli.base import (
     Command,
     CommandFailed,
+    FilePath,
     Report,
     Settings,
     confirm,
@@ -51,14 +52,14 @@ _LOG: Final = {"events", "anchor", "file"}
     "--anchor",
     "anchor_file",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False, path_type=Path),
     help="After a clean check, write an anchor: keep it where this database's owner cannot write.",
 )
 @click.option(
     "--against",
     "against_file",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False, path_type=Path),
     help="Prove that the log still has the history that an anchor knows.",
 )
 @click.pass_obj

@@ -1,0 +1,121 @@
+"""Reading the log in order: one session's events in pages, and the end of the log as it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from eventstore import (
+    EventStore,
+    InvalidInput,
+    RecordedEvent,
+    Snapshot,
+    StreamKey,
+    StreamNotFound,
+    check_identifier,
+)
+
+__all__ = ["POLL_S", "Filter", "LogPage", "check_count", "page_of_log", "page_of_session", "tail"]
+
+PAGE_EVENTS: Final = 200
+POLL_S: Final = 0.2
+"""How often the log is looked at for what other processes have appended."""
+
+
+class Filter(NamedTuple):
+    """Whose events; None does not filter."""
+
+    app_name: str | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+
+    def has(self, event: RecordedEvent) -> bool:
+        """Whether an event is of these."""
+        _, *names = event.stream.key
+        return all(want is None or want == name for want, name in zip(self, names, strict=True))
+
+
+class LogPage(NamedTuple):
+    """Events of the log, and the position up to which it was read."""
+
+    events: Sequence[RecordedEvent]
+    reached: int
+
+
+def check_count(what: str, number: object) -> int:
+    """Returns `number` when it is a whole one from 0 on.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if not isinstance(number, int) or number < 0:
+        raise InvalidInput(f"{what} must be a number from 0 on, not {number!r}.")
+    return number
+
+
+def page_of_session(
+    store: EventStore, key: StreamKey, after_version: int = 0, count: int = PAGE_EVENTS
+) -> Sequence[RecordedEvent]:
+    """Up to `count` events of a live session behind a version, oldest first. Blocks for one read.
+
+    Raises:
+        StreamNotFound: there is no such session.
+        InvalidInput: (a ValueError) a version or count below zero.
+        CorruptEvent: an event is not what was written.
+    """
+    check_count("after_version", after_version)
+    check_count("limit", count)
+
+    def function(snapshot: Snapshot) -> Sequence[RecordedEvent]:
+        if (stream := snapshot.find_stream(key)) is None:
+            raise StreamNotFound(str(key))
+        return snapshot.read_page(stream, after_version, count)
+
+    return store.snapshot(function)
+
+
+def page_of_log(store: EventStore, after: int, whose: Filter = Filter()) -> LogPage:  # noqa: B008
+    """The next events of the log behind a position. Blocks for one read."""
+    return store.snapshot(partial(_page, after, whose))
+
+
+def _page(after: int, whose: Filter, snapshot: Snapshot) -> LogPage:
+    head = snapshot.head()
+    events = snapshot.read_all(after, head, PAGE_EVENTS)
+    reached = events[-1].position if events else max(after, head)
+    return LogPage([event for event in events if whose.has(event)], reached)
+
+
+def tail(
+    store: EventStore,
+    whose: Filter = Filter(),  # noqa: B008 - it cannot be changed
+    *,
+    last: int = 10,
+    after: int | None = None,
+    follow: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[RecordedEvent]:
+    """The last events of the log; or those behind a position; and with `follow` what comes.
+
+    Blocks: between two looks at the log it waits for 0.2 s. Events come once each and in the order
+    of the log, whichever process appended them. Ended where the caller ends, or `stopping` says so.
+    """
+    for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
+        if name is not None:
+            check_identifier(what, name)
+    if after is None:
+        positions, after = store.snapshot(lambda s: (s.last_positions(last, *whose), s.head()))
+        for start in range(0, len(positions), PAGE_EVENTS):
+            chosen = positions[start : start + PAGE_EVENTS]
+            yield from store.snapshot(lambda s, chosen=chosen: s.read_positions(chosen))  # type: ignore[misc]
+    while not stopping():
+        page = page_of_log(store, after, whose)
+        yield from page.events
+        done = page.reached == after
+        after = page.reached
+        if done and not follow:
+            return
+        if done:
+            time.sleep(POLL_S)

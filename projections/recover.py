@@ -1,0 +1,567 @@
+"""Recover: everything that can be saved from a damaged file, in a new one that verifies.
+
+The damaged file is only read, page by page (see eventstore.sqlite.salvage). What proves itself by
+its digests and its place in the chain is written, in position order, into a new store: with its
+position, ids, times, author, payload and codec as they were, and with dense versions and a chain of
+its own. A stream of which nothing is lost comes out with the very links it had, so that an anchor
+of the old file still proves it. Tables of projections are made anew from the log; those of
+asynchronous ones when they run next.
+
+The `streams` row says whose a stream is, and so does its first event: either is enough. A session
+that was deleted stays deleted, whichever of its row and its tombstone is left.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Final, NamedTuple
+
+from eventstore import (
+    EventStore,
+    EventType,
+    InvalidIdentifier,
+    MaintenanceTransaction,
+    Projection,
+    Stream,
+    StreamKey,
+    StreamKind,
+    UnknownEvent,
+    check_identifier,
+    open_store,
+    put_in_place,
+)
+from eventstore.chain import digest, first_link
+from eventstore.encoding import decode, encode
+from eventstore.location import require_file
+from eventstore.sqlite.salvage import (
+    Damaged,
+    FoundEvent,
+    FoundStream,
+    Salvage,
+    as_recorded,
+    import_event,
+    import_stream,
+)
+from eventstore.upcasting import CURRENT, upcast
+from projections.backup import CopyDamaged, new_file_beside, usable_target
+from projections.rebuild import Progress, rebuild
+from projections.verify import verify
+
+__all__ = ["LeftOut", "Recovered", "recover"]
+
+_EVENTS_PER_TRANSACTION: Final = 500
+_UNREADABLE: Final = "it is nowhere in the file, or its page cannot be read"
+_NONCE_BYTES: Final = 16
+
+
+class LeftOut(NamedTuple):
+    """Something that could not be saved: an event, a run of events of one stream, or a stream.
+
+    `stream` names its session, user or app, or its number where nothing says whose it was.
+    """
+
+    stream: str
+    version: int | None
+    last_version: int | None
+    position: int | None
+    size_bytes: int | None
+    reason: str
+
+
+@dataclass
+class Recovered:
+    """What was saved, to where, and what was not.
+
+    `notes` say what was made anew or assumed, in words.
+    """
+
+    source: str
+    path: str
+    events: int = 0
+    sessions: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def recover(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    inline: Sequence[Projection],
+    *,
+    progress: Progress = lambda *_: None,
+) -> Recovered:
+    """Writes everything that can be saved from a damaged file into a new one. Blocks.
+
+    Stop the services that use the source first. It is never written to. The target has its name
+    only once it is whole and verified.
+
+    Raises:
+        PathUnusable: the target exists, or the source does not.
+        DatabaseInUse: the source is being written, or this process has it open.
+        NotADatabase: nothing of a store is left in the source.
+        StorageFailed: the disk is full or failing.
+    """
+    path = usable_target(target, overwrite=False)
+    old = require_file(source, "recover")
+    with new_file_beside(path) as copy:
+        salvage = Salvage(old, str(copy.with_name("spool")), progress)
+        try:
+            store = open_store(copy, inline)
+            try:
+                recovery = _Recovery(salvage, Recovered(old, str(path)))
+                recovery.run(store, progress)
+                rebuild(store, inline)
+                verified = verify(store, inline)
+            finally:
+                store.close()
+        finally:
+            salvage.close()
+        if not verified.clean:
+            raise CopyDamaged(str(path), verified)
+        put_in_place(str(copy), str(path))
+    return recovery.report
+
+
+@dataclass
+class _State:
+    """One stream while it is written."""
+
+    found: FoundStream
+    row: bool
+    """Whether its row was there, and says where the stream ended."""
+    stream: Stream | None = None
+    links: set[bytes] = field(default_factory=set)
+    """What the next event may be linked to; empty when that is not known."""
+    seen: int = 0
+    """The last version that was met in the old file."""
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    deleted: bool = False
+    timestamp: float = 0.0
+    position: int = 0
+
+
+class _Recovery:
+    """One run."""
+
+    def __init__(self, salvage: Salvage, report: Recovered) -> None:
+        self.report = report
+        self._salvage = salvage
+        self._states: dict[int, _State] = {}
+        self._unknown: dict[int, tuple[int, int]] = {}
+        """Streams nobody knows the owner of: how many events, and bytes."""
+        self._known_damage: set[tuple[int, int]] = set()
+        self._used: set[int] = set()
+        """Positions of events that were made, so that none is given out twice."""
+        self._live: dict[StreamKey, _State] = {}
+        self._unproved = 0
+
+    def run(self, store: EventStore, progress: Progress) -> None:
+        """Writes what was found."""
+        self._identify()
+        self._name_damaged()
+        head = self._salvage.head()
+        events = self._salvage.events()
+        while page := list(islice(events, _EVENTS_PER_TRANSACTION)):
+            store.transact(partial(self._write, page))
+            progress(self.report.events, page[-1].position, head)
+        store.transact(self._finish)
+        self.report.left_out.sort(key=lambda each: (each.stream, each.version or 0))
+        if self._unproved:
+            self.report.notes.append(
+                f"{self._unproved:,} events come behind one that is lost, or their codec is: their "
+                "content is proved, their author and time are not"
+            )
+
+    # Whose the streams are.
+
+    def _identify(self) -> None:
+        rows = self._salvage.streams
+        with_events = set(self._salvage.stream_ids())
+        for stream_id in sorted(rows.keys() | with_events):
+            row = rows.get(stream_id)
+            if row is not None and row.version == 0 and row.live and not _proves_itself(row):
+                row = None
+            first = self._salvage.event(stream_id, 1)
+            identity = None if first is None else _identity(first)
+            if identity is not None:
+                key, nonce = identity
+                if row is None:
+                    row = FoundStream(stream_id, key, 0, 0, 0, 0, live=True, nonce=nonce, chain=b"")
+                    self.report.notes.append(
+                        f"the row of stream {stream_id} was lost: whether it was deleted is what "
+                        "its events say"
+                    )
+                else:
+                    row = row._replace(key=key, nonce=nonce)
+            if row is not None and _storable(row.key):
+                self._states[stream_id] = _State(row, row=bool(row.chain))
+            elif stream_id in with_events:
+                self._unknown[stream_id] = (0, 0)
+        self._find_owners(with_events)
+
+    def _find_owners(self, with_events: set[int]) -> None:
+        """Makes sure that the streams of users and apps are there, with the ids they had."""
+        owned = [
+            (stream_id, state)
+            for stream_id, state in sorted(self._states.items())
+            if state.found.key.kind is StreamKind.USER
+            or (state.found.key.kind is StreamKind.SESSION and stream_id in with_events)
+        ]
+        ids = {
+            state.found.key: stream_id
+            for stream_id, state in sorted(self._states.items(), reverse=True)
+            if state.found.key.kind is not StreamKind.SESSION
+        }
+        for stream_id, state in owned:
+            key = StreamKey(StreamKind.APP, state.found.key.app_name)
+            if key not in ids:
+                ids[key] = self._make_owner(key, state.found.app_stream_id, 0, stream_id)
+            if not ids[key]:
+                self._disown(ids, key, stream_id)
+                continue
+            state.found = state.found._replace(app_stream_id=ids[key])
+        for stream_id, state in owned:
+            found = state.found
+            if found.key.kind is StreamKind.SESSION and stream_id in self._states:
+                key = StreamKey(StreamKind.USER, found.key.app_name, found.key.user_id)
+                # A user whose erasure was ended in the middle, and who came back, has two.
+                noted = self._states.get(found.user_stream_id)
+                if noted is not None and noted.found.key == key:
+                    continue
+                if key not in ids:
+                    app = found.app_stream_id
+                    ids[key] = self._make_owner(key, found.user_stream_id, app, stream_id)
+                if not ids[key]:
+                    self._disown(ids, key, stream_id)
+                    continue
+                state.found = found._replace(user_stream_id=ids[key])
+        self._states = dict(sorted(self._states.items()))
+
+    def _make_owner(self, key: StreamKey, noted: int, app: int, below: int) -> int:
+        """A stream without events for one that lost its row: of its old id, if that is known.
+
+        Returns 0 when there was none: then what is said to belong to it does not.
+        """
+        taken = self._states.keys() | self._unknown.keys()
+        # It was made before what it owns, and behind the app that owns it.
+        free = [n for n in range(app + 1, below) if n not in taken]
+        if noted in free:
+            stream_id = noted
+        elif free:
+            stream_id = free[-1] if app else free[0]
+        else:
+            return 0
+        nonce = os.urandom(_NONCE_BYTES)
+        found = FoundStream(stream_id, key, 0, app, 0, 0, live=True, nonce=nonce, chain=b"")
+        self._states[stream_id] = _State(found, row=False)
+        return stream_id
+
+    def _disown(self, ids: dict[StreamKey, int], key: StreamKey, stream_id: int) -> None:
+        del ids[key], self._states[stream_id]
+        self._unknown[stream_id] = (0, 0)
+
+    def _name(self, stream_id: int | None) -> str:
+        if stream_id is None:
+            return "an unknown stream"
+        state = self._states.get(stream_id)
+        return f"stream {stream_id}" if state is None else str(state.found.key)
+
+    def _name_damaged(self) -> None:
+        for each in self._salvage.damaged.values():
+            self._leave_out(each)
+            if each.stream_id is not None and each.version is not None:
+                self._known_damage.add((each.stream_id, each.version))
+
+    def _leave_out(self, each: Damaged) -> None:
+        self.report.left_out.append(
+            LeftOut(
+                self._name(each.stream_id),
+                each.version,
+                each.version,
+                each.position,
+                each.size_bytes,
+                each.reason,
+            )
+        )
+
+    # Writing.
+
+    def _write(self, events: Sequence[FoundEvent], transaction: MaintenanceTransaction) -> None:
+        for event in events:
+            state = self._states.get(event.stream_id)
+            if state is None:
+                count, size = self._unknown.get(event.stream_id, (0, 0))
+                self._unknown[event.stream_id] = count + 1, size + event.size_bytes
+                continue
+            reason, codec = self._judge(state, event)
+            if reason:
+                self._leave_out(
+                    Damaged(
+                        event.stream_id, event.version, event.position, event.size_bytes, reason
+                    )
+                )
+                self._known_damage.add((event.stream_id, event.version))
+            else:
+                self._append(state, event, codec, transaction)
+
+    def _judge(self, state: _State, event: FoundEvent) -> tuple[str, str]:
+        """Why an event cannot be saved, '' when it can, and the fingerprint of its codec."""
+        if event.version <= state.seen:
+            return "it is not where its version belongs", ""
+        if event.version > state.seen + 1:
+            state.lost.append((state.seen + 1, event.version - 1))
+            state.links = set()
+        elif event.version == 1:
+            state.links = {first_link(state.found.key, state.found.nonce)}
+        state.seen = event.version
+        if state.deleted:
+            return "it comes behind the end of its stream", ""
+        codecs = self._salvage.codecs(event.codec) or [""]
+        proved = [
+            (codec, link)
+            for codec in codecs
+            for link in state.links
+            if event.link(link, codec) == event.chain
+        ]
+        if not _readable(event):
+            state.links = {event.chain}
+            return "it is of a kind that this version cannot read", ""
+        if proved:
+            state.links = {event.chain}
+            return "", proved[0][0]
+        if not state.links or not self._salvage.knows_codec(event.codec):
+            self._unproved += 1
+            known = self._salvage.knows_codec(event.codec)
+            state.links = {event.chain}
+            return "", codecs[0] if known else ""  # without one, its payload is validated
+        # Perhaps only the link is damaged: then the next event, or the row, has the right one.
+        after = self._salvage.event(event.stream_id, event.version + 1)
+        for codec in codecs:
+            for link in state.links:
+                right = event.link(link, codec)
+                if (state.row and state.found.chain == right) or (
+                    after is not None
+                    and any(
+                        after.link(right, c) == after.chain
+                        for c in self._salvage.codecs(after.codec) or [""]
+                    )
+                ):
+                    state.links = {right}
+                    return "", codec
+        state.links = {event.chain}
+        return "a field of it is not what its place in the chain proves", ""
+
+    def _append(
+        self,
+        state: _State,
+        event: FoundEvent,
+        codec: str,
+        transaction: MaintenanceTransaction,
+    ) -> None:
+        if state.stream is None:
+            event = self._begin(state, event, transaction)
+        assert state.stream is not None
+        state.stream = import_event(transaction, state.stream, event, codec)  # type: ignore[arg-type]
+        state.timestamp, state.position = event.timestamp, event.position
+        self.report.events += 1
+        if event.type == EventType.SESSION_DELETED:
+            state.deleted = True
+            self._end(state, transaction)
+
+    def _begin(
+        self, state: _State, event: FoundEvent, transaction: MaintenanceTransaction
+    ) -> FoundEvent:
+        """Makes a stream and those it belongs to; returns its first event as it is to be stored."""
+        found = state.found
+        for owner in (found.app_stream_id, found.user_stream_id):
+            if owner and (above := self._states[owner]).stream is None:
+                self._make(above, transaction)
+        if (before := self._live.get(found.key)) is not None:
+            self._end(before, transaction)
+        self._make(state, transaction)
+        if found.key.kind is not StreamKind.SESSION:
+            return event if event.version == 1 else _with_identity(event, found)
+        self.report.sessions += 1
+        if event.version == 1:
+            return event
+        self.report.notes.append(
+            f"the beginning of {found.key} is lost, and the state it was created with: it was made "
+            "anew"
+        )
+        beginning = event._replace(
+            position=self._unused(event.position),
+            event_id=uuid.uuid4().hex,
+            type=EventType.SESSION_CREATED,
+            schema_version=CURRENT[EventType.SESSION_CREATED],
+            author="",
+            invocation_id="",
+            encoding=1,
+            delta=None,
+            delta_digest=None,
+            data=None,
+            data_digest=None,
+        )
+        assert state.stream is not None
+        state.stream = import_event(
+            transaction,  # type: ignore[arg-type]
+            state.stream,
+            _with_identity(beginning, found),
+            "",
+        )
+        return event
+
+    def _unused(self, before: int) -> int:
+        """A position where the event that was lost may have been."""
+        for position in range(before - 1, 0, -1):
+            if position not in self._used and self._salvage.is_free(position):
+                self._used.add(position)
+                return position
+        raise AssertionError("what was lost came before what is left")
+
+    def _make(self, state: _State, transaction: MaintenanceTransaction) -> None:
+        state.stream = import_stream(transaction, state.found)  # type: ignore[arg-type]
+        self._live[state.found.key] = state
+
+    def _end(self, state: _State, transaction: MaintenanceTransaction) -> None:
+        assert state.stream is not None
+        transaction.connection.execute(  # type: ignore[attr-defined]
+            "UPDATE streams SET live = 0 WHERE id = ?", (state.stream.id,)
+        )
+        del self._live[state.found.key]
+
+    def _finish(self, transaction: MaintenanceTransaction) -> None:
+        """What has no events any more, tombstones that were lost, and what is missing."""
+        position = max(self._salvage.head(), *self._salvage.damaged, 0)
+        for state in self._states.values():
+            found = state.found
+            if state.row and state.seen < found.version and (found.nonce or found.live):
+                state.lost.append((state.seen + 1, found.version))
+            if state.stream is None:
+                self._finish_empty(state, transaction)
+                continue
+            was_live = self._live.get(found.key) is state
+            if not state.deleted and (not was_live or (state.row and not found.live)):
+                position += 1
+                self._bury(state, position, transaction)
+                if was_live:
+                    self._end(state, transaction)
+        for stream_id, state in self._states.items():
+            self._name_lost(stream_id, state)
+        for stream_id, (count, size) in self._unknown.items():
+            if count:
+                reason = f"nothing says whose its {count:,} events were"
+                self.report.left_out.append(
+                    LeftOut(f"stream {stream_id}", None, None, None, size, reason)
+                )
+        self._keep_numbers(transaction, position)
+
+    def _finish_empty(self, state: _State, transaction: MaintenanceTransaction) -> None:
+        found = state.found
+        if not found.live and not found.nonce:
+            import_stream(transaction, found, gone=True)  # type: ignore[arg-type]
+        elif found.key.kind is not StreamKind.SESSION:
+            app = found.app_stream_id
+            if app and self._states[app].stream is None:
+                self._make(self._states[app], transaction)
+            self._make(state, transaction)
+
+    def _bury(self, state: _State, position: int, transaction: MaintenanceTransaction) -> None:
+        assert state.stream is not None
+        self.report.notes.append(
+            f"the tombstone of {state.found.key} (stream {state.found.id}) is lost: it was made "
+            "anew, for the session was deleted"
+        )
+        tombstone = FoundEvent(
+            position,
+            state.stream.id,
+            0,
+            uuid.uuid4().hex,
+            EventType.SESSION_DELETED,
+            CURRENT[EventType.SESSION_DELETED],
+            int(state.timestamp * 1e6) if abs(state.timestamp) < 1e12 else 0,
+            state.timestamp,
+            "",
+            "",
+            0,
+            1,
+            None,
+            None,
+            b"",
+            None,
+            None,
+        )
+        state.stream = import_event(transaction, state.stream, tombstone, "")  # type: ignore[arg-type]
+
+    def _name_lost(self, stream_id: int, state: _State) -> None:
+        for first, last in state.lost:
+            run: list[int] = []
+            for version in range(first, last + 2):
+                if version <= last and (stream_id, version) not in self._known_damage:
+                    run.append(version)
+                elif run:
+                    self.report.left_out.append(
+                        LeftOut(self._name(stream_id), run[0], run[-1], None, None, _UNREADABLE)
+                    )
+                    run = []
+
+    def _keep_numbers(self, transaction: MaintenanceTransaction, position: int) -> None:
+        """No position or stream id that was ever given out is given out again, as far as known."""
+        ids = max([*self._states, *self._unknown, 0])
+        for table, number in (("events", position), ("streams", ids)):
+            transaction.connection.execute(  # type: ignore[attr-defined]
+                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (number, table)
+            )
+
+
+def _identity(event: FoundEvent) -> tuple[StreamKey, bytes] | None:
+    """Whose stream a first event says it begins."""
+    if event.data is None:
+        return None
+    try:
+        said = dict(decode(event.data, event.encoding)["stream"])
+        nonce = bytes.fromhex(said.pop("nonce"))
+        return StreamKey(**{**said, "kind": StreamKind(said["kind"])}), nonce
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _proves_itself(row: FoundStream) -> bool:
+    """Whether the row of a stream without events names the stream that it was made for."""
+    return row.chain == first_link(row.key, row.nonce)
+
+
+def _with_identity(event: FoundEvent, found: FoundStream) -> FoundEvent:
+    """An event that is to be the first of a stream, saying whose it is."""
+    data = {} if event.data is None else decode(event.data, event.encoding)
+    data["stream"] = {**found.key._asdict(), "nonce": found.nonce.hex()}
+    (text,), encoding = encode([data], f"stream {found.id}")
+    return event._replace(
+        data=text, data_digest=digest(text), encoding=max(encoding, event.encoding)
+    )
+
+
+def _storable(key: StreamKey) -> bool:
+    try:
+        for part in key:
+            check_identifier("an id", part)
+    except InvalidIdentifier:
+        return False
+    return True
+
+
+def _readable(event: FoundEvent) -> bool:
+    """Whether folds can take it."""
+    stream = Stream(event.stream_id, StreamKey(StreamKind.SYSTEM), 0, 0, 0, 0, b"")
+    try:
+        upcast(as_recorded(event, stream))
+        for text in (event.delta, event.data):
+            if text is not None:
+                decode(text, event.encoding)
+    except (UnknownEvent, ValueError, RecursionError):
+        return False
+    return True
