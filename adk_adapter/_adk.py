@@ -41,7 +41,9 @@ def is_restored(event: Event) -> bool:
 
 def get_marker(session: Session) -> str | None:
     """The revision a persistent service left on a session, None when it has none."""
-    return session._storage_update_marker  # noqa: SLF001 - ADK's hook for services, has no accessor
+    # ADK's hook for services, which has no accessor; by name it would be looked for elsewhere first
+    private = session.__pydantic_private__
+    return None if private is None else private.get("_storage_update_marker")
 
 
 def set_marker(session: Session, marker: str) -> None:

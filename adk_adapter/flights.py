@@ -21,9 +21,10 @@ from google.adk.events import Event
 from google.adk.sessions import Session
 
 from adk_adapter._adk import get_marker, set_marker
+from adk_adapter.session import growing_events, set_last_update_time
 from eventstore import Appended, Cursor, _platform
 
-__all__ = ["Flight", "Flights", "marker"]
+__all__ = ["Flight", "Flights", "Passage", "marker"]
 
 
 def marker(stream_id: int, version: int) -> str:
@@ -41,6 +42,16 @@ def _cursor(session: Session) -> Cursor:
     return Cursor(event_ids=event_ids, last_timestamp=session.last_update_time)
 
 
+class Passage:
+    """One append under way."""
+
+    __slots__ = ("event", "landed")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.landed = False
+
+
 class Flight:
     """The appends under way through one Session object, and the cursor they share."""
 
@@ -49,26 +60,39 @@ class Flight:
         self.session = weakref.ref(session, gone)
         self.key = id(session)
         self.cursor = _cursor(session)
-        self.appends = 0
-        self.outcomes: deque[tuple[Event, Appended | None]] = deque()
+        self.under_way: set[Passage] = set()
+        self.outcomes: deque[tuple[Passage, Appended | None]] = deque()
 
     def apply_outcomes(self) -> None:
         """Brings the session up to date with everything that was reported."""
         while self.outcomes:
-            event, appended = self.outcomes.popleft()
-            self.appends -= 1
-            if appended is not None and appended.news:
-                self._apply(event, appended)
+            passage, appended = self.outcomes[0]
+            try:
+                if appended is not None and appended.news and not passage.landed:
+                    self._apply(passage, appended)
+            except Exception:
+                self._end(passage)
+                raise
+            self._end(passage)
 
-    def _apply(self, event: Event, appended: Appended) -> None:
+    def _end(self, passage: Passage) -> None:
+        self.under_way.discard(passage)
+        del self.outcomes[0]
+
+    def _apply(self, passage: Passage, appended: Appended) -> None:
         if (session := self.session()) is None:
             return
         # In place, and the very event object: ADK holds references to all three.
-        for each in (*appended.missed, event):
+        news = [*appended.missed, passage.event]
+        for each in news:
             session.state.update(each.actions.state_delta or {})
-            session.events.append(each)
-        session.last_update_time = event.timestamp
+        set_last_update_time(session, passage.event.timestamp)
         set_marker(session, marker(appended.stream_id, appended.version))
+        events = growing_events(session)
+        # A signal's handler may raise behind any call, and then all of this is done once more. Here
+        # is none, so the events are added once.
+        events += news
+        passage.landed = True
 
 
 class Flights:
@@ -83,16 +107,16 @@ class Flights:
         self._lock = threading.RLock()  # a session may be collected while it is held
         self._flights: dict[int, Flight] = {}
 
-    def board(self, session: Session) -> Flight:
-        """Joins the appends under way through a session. Each must be reported once."""
+    def board(self, session: Session, passage: Passage) -> Flight:
+        """Joins the appends under way through a session. The outcome must be reported."""
         with self._lock:
             flight = self._flights.get(id(session))
             if flight is not None:
                 flight.apply_outcomes()
-            if flight is None or flight.appends == 0:
+            if flight is None or not flight.under_way:
                 flight = Flight(session, self._forget(id(session)))
                 self._flights[id(session)] = flight
-            flight.appends += 1
+            flight.under_way.add(passage)
             return flight
 
     def land(self, flight: Flight) -> None:
@@ -101,7 +125,7 @@ class Flights:
             try:
                 flight.apply_outcomes()
             finally:
-                if flight.appends == 0 and self._flights.get(flight.key) is flight:
+                if not flight.under_way and self._flights.get(flight.key) is flight:
                     del self._flights[flight.key]
 
     def _forget(self, key: int) -> Callable[[weakref.ref[Session]], None]:

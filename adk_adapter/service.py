@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import date
+from datetime import date, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, State
@@ -24,25 +33,33 @@ from adk_adapter._adk import (
     get_time,
     is_restored,
     new_uuid,
-    set_marker,
 )
 from adk_adapter.codec import (
     decode_event,
     encode_event,
     encode_state,
+    is_ours,
     merge_scopes,
+    prepare,
     rewind_delta,
     split_scopes,
 )
-from adk_adapter.flights import Flights, marker
-from adk_adapter.session import ListSessionsResponse, Session
+from adk_adapter.exports import Form, as_eval_set, as_session_file, initial_state
+from adk_adapter.flights import Flights, Passage, marker
+from adk_adapter.history import StoredEvent, stored_event
+from adk_adapter.imports import Imported, import_from_service, import_sessions, open_sources
+from adk_adapter.session import ListSessionsResponse, Session, make_session, unread
+from adk_adapter.telemetry import Telemetry, observed
 from eventstore import (
+    CorruptEvent,
     CorruptRow,
     Durability,
     EventIdConflict,
+    EventStoreError,
     EventType,
     InvalidInput,
     Loaded,
+    NotADatabase,
     Projection,
     ProjectionMissing,
     Row,
@@ -50,6 +67,7 @@ from eventstore import (
     StreamKey,
     StreamKind,
     StreamNotFound,
+    UnknownEvent,
     Window,
     WrongExpectedVersion,
     check_identifier,
@@ -63,24 +81,49 @@ from projections import (
     UsageRow,
     Verified,
     installed,
-    scavenge,
+    listing,
+    retention,
     usage,
     verify,
 )
+from projections.backup import BackedUp, backup
+from projections.history import (
+    POLL_S,
+    Filter,
+    LogPage,
+    check_count,
+    page_of_log,
+    page_of_session,
+)
+from projections.listing import Order, SessionPage
+from projections.retention import Erased, Purged
+from projections.stats import Stats, measure
+from projections.transfer import Part, Taken, export_log
 
 __all__ = ["DatabaseSessionService"]
+
+_EVENTS_PER_PAGE: Final = 200
+_UNREAD_MAX: Final = 1_000
+"""As many events as are made in about 10 ms."""
 
 _log = logging.getLogger(__name__)
 
 
 class DatabaseSessionService(BaseSessionService):
-    """ADK sessions that survive restarts, kept as an append-only log in a SQLite file.
+    """ADK sessions that survive restarts, kept as an append-only log: a SQLite file, or PostgreSQL.
 
     A drop-in for ADK's InMemorySessionService, SqliteSessionService and DatabaseSessionService.
     With no argument the file is `$ADK_SESSION_DB`, else data_science/db/adk.sqlite3 below the
     working directory; missing folders are made. A path or a `sqlite:` URL may be given first, or
     as `db_url`, `db_path` or `uri`. ":memory:" is a private temporary file, gone at close.
     `agents_dir`, which ADK's service registry passes, is accepted and has no effect.
+
+    A `postgresql:` URL names a server instead, which any number of processes on any number of
+    machines may use at once: the extra `adk-eventstore[postgres]`. The log is in a schema of its
+    own, `schema` or that of the URL's query (`?schema=...`), else "adk_eventstore". It is made
+    where it is missing, unless `create_schema` is False: then by what `adk-eventstore ddl` prints.
+    `connect` is called, or awaited, for each new connection and returns the URL to connect with,
+    for passwords that expire.
 
     `durability` says what an acknowledged write survives: "normal" every end of the process, a
     power cut may take the last writes but never the file; "full" the power cut too.
@@ -91,6 +134,11 @@ class DatabaseSessionService(BaseSessionService):
     the last writer wins. A compaction or a rewind is refused all the same, for it was computed
     from a history that has moved on, and so is a session that carries no revision (restored from
     JSON) or was deleted meanwhile.
+
+    `on_corrupt` says what becomes of a session with a stored event that is not what was written,
+    because the disk or somebody changed it. "raise" refuses to load it. "skip" loads it without the
+    events that cannot be read or do not match their digest, and warns of each with its position;
+    `corrupt_events` returns them. What is appended then comes behind those that were skipped.
 
     `projections` are folds of your own, which a background thread keeps close behind the log, as it
     does those that installed packages provide: see eventstore.Projection.
@@ -114,10 +162,16 @@ class DatabaseSessionService(BaseSessionService):
         agents_dir: str | None = None,
         durability: Durability = "normal",
         on_stale: Literal["raise", "merge"] = "raise",
+        on_corrupt: Literal["raise", "skip"] = "raise",
         projections: Sequence[Projection] = (),
+        schema: str | None = None,
+        create_schema: bool = True,
+        connect: Callable[[], str | Awaitable[str]] | None = None,
     ) -> None:
         if on_stale not in ("raise", "merge"):
             raise ValueError(f"on_stale must be 'raise' or 'merge', not {on_stale!r}")
+        if on_corrupt not in ("raise", "skip"):
+            raise ValueError(f"on_corrupt must be 'raise' or 'skip', not {on_corrupt!r}")
         given = [target for target in (path, db_url, db_path, uri) if target is not None]
         if len(given) > 1:
             raise TypeError("pass one of path, db_url, db_path and uri, not several")
@@ -125,7 +179,14 @@ class DatabaseSessionService(BaseSessionService):
         self._given = tuple(projections)
         installed.distinct((*self._inline, *installed.asynchronous(), *self._given))
         target = given[0] if given else None
-        self._store = open_store(target, self._inline, durability=durability)
+        self._store = open_store(
+            target,
+            self._inline,
+            durability=durability,
+            schema=schema,
+            create_schema=create_schema,
+            connect=connect,
+        )
         self._follower: Follower | None = None
         try:
             asynchronous = self._following()
@@ -135,8 +196,11 @@ class DatabaseSessionService(BaseSessionService):
         if asynchronous:
             self._follower = Follower(self._store, asynchronous)
             self._follower.ensure_running()
+        self._telemetry = Telemetry(self._store)
         self._merge = on_stale == "merge"
+        self._skip = on_corrupt == "skip"
         self._flights = Flights()
+        prepare()
         _log.info("sessions are kept in %s", self._store.path)
 
     def _following(self) -> tuple[Projection, ...]:
@@ -145,6 +209,7 @@ class DatabaseSessionService(BaseSessionService):
     def _paused(self) -> AbstractContextManager[None]:
         return nullcontext() if self._follower is None else self._follower.paused()
 
+    @observed
     async def create_session(
         self,
         app_name: str,
@@ -163,6 +228,7 @@ class DatabaseSessionService(BaseSessionService):
         with _adk_errors(key):
             return _session(await self._store.create(key, event))
 
+    @observed
     async def get_session(
         self,
         app_name: str,
@@ -173,7 +239,7 @@ class DatabaseSessionService(BaseSessionService):
         """Loads a session as one snapshot; None when there is none.
 
         Raises:
-            CorruptEvent: a stored event is not what was written.
+            CorruptEvent, NotADatabase: a stored event is not what was written, or cannot be read.
         """
         if session_id is None:
             return None
@@ -181,8 +247,38 @@ class DatabaseSessionService(BaseSessionService):
         # ADK takes 0.0 and everything before it as no filter.
         since = config.after_timestamp if config else None
         window = Window(config.num_recent_events if config else None, since or None)
-        return await self._store.load(key, window, _session)
+        try:
+            # Where what is damaged is left out, it must be found now.
+            make = _session if self._skip else _unread_session
+            return await self._store.load(key, window, make)
+        except (CorruptEvent, NotADatabase, UnknownEvent, CorruptRow):
+            if not self._skip:
+                raise
+        return await self._store.load_intact(key, window, self._session_without)
 
+    def _session_without(self, loaded: Loaded, damaged: Sequence[CorruptEvent]) -> Session:
+        """Makes the session of what can be read. Called on any thread."""
+        corrupt = _corrupt(loaded, damaged)
+        for error in corrupt:
+            _log.warning("loaded without a damaged event: %s", error)
+        positions = {error.position for error in corrupt}
+        good = [event for event in loaded.events if event.position not in positions]
+        return _session(loaded._replace(events=good))
+
+    @observed
+    async def corrupt_events(
+        self, app_name: str, user_id: str, session_id: str
+    ) -> list[CorruptEvent]:
+        """The stored events of a session that are not what was written, in order; none for none.
+
+        Each says its `version` in the session, its `position` in the log (0 where it cannot be
+        found any more) and the `reason`. Looks at every event: slow for a long session.
+        """
+        key = _session_key(app_name, user_id, session_id)
+        found = await self._store.load_intact(key, Window(), _corrupt)
+        return found or []
+
+    @observed
     async def list_sessions(
         self, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
@@ -194,11 +290,171 @@ class DatabaseSessionService(BaseSessionService):
         sessions.sort(key=lambda session: (session.last_update_time, session.user_id, session.id))
         return ListSessionsResponse.model_construct(sessions=sessions)
 
+    @observed
+    async def list_sessions_page(
+        self,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        order: Order = "updated",
+        reverse: bool = False,
+        updated_since: float | datetime | None = None,
+        updated_before: float | datetime | None = None,
+        title: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        with_state: bool = False,
+    ) -> SessionPage:
+        """A page of the live sessions, of all apps and users that are not named.
+
+        The session that was updated last (or with `order="created"` created last) comes first,
+        with `reverse=True` last. Of all filters each must hold: `updated_since` and
+        `updated_before` are seconds since the epoch or datetimes with a time zone, the first
+        inclusive; `title` is any part of it, whatever its case; `labels` those it must have.
+        `with_state` adds the merged state. `cursor` is that of the page before: pass the other
+        arguments as they were (times go on as they were for the first page). It is None behind the
+        last page.
+
+        A page costs the same wherever it is in the list. While others write no session comes twice;
+        in the order "updated" one that is written to meanwhile moves to the top, and is seen when
+        the list is begun anew.
+
+        Raises:
+            InvalidInput: (a ValueError) no such order, limit or cursor.
+        """
+        page = await asyncio.to_thread(
+            listing.list_sessions,
+            self._store,
+            app_name,
+            user_id,
+            limit=limit,
+            cursor=cursor,
+            order=order,
+            reverse=reverse,
+            updated_since=updated_since,
+            updated_before=updated_before,
+            title=title,
+            labels=labels,
+            with_state=with_state,
+        )
+        sessions = [
+            info if info.state is None else info._replace(state=merge_scopes(info.state))
+            for info in page.sessions
+        ]
+        return page._replace(sessions=sessions)
+
+    async def iter_events(
+        self,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        *,
+        after_version: int = 0,
+        limit: int | None = None,
+    ) -> AsyncIterator[StoredEvent]:
+        """The events of a session behind a version, oldest first, read in pages.
+
+        All that is stored of it: the conversation, and what set keys or a title beside it. Ends
+        where the session ended when the last page was read; to go on later, pass the last version.
+
+        Raises:
+            SessionNotFoundError: there is no such session, or it was deleted meanwhile.
+            InvalidInput: (a ValueError) a version or limit below zero.
+            CorruptEvent: an event is not what was written.
+        """
+        key = _session_key(app_name, user_id, session_id)
+        left: int = sys.maxsize if limit is None else check_count("limit", limit)
+        while left > 0:
+            count = min(left, _EVENTS_PER_PAGE)
+            with _adk_errors(key):
+                events = await asyncio.to_thread(
+                    page_of_session, self._store, key, after_version, count
+                )
+            for recorded in events:
+                yield stored_event(recorded)
+                after_version, left = recorded.version, left - 1
+            if len(events) < count:
+                return
+
+    async def tail_events(
+        self,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        *,
+        after: int | None = None,
+        follow: bool = True,
+    ) -> AsyncIterator[StoredEvent]:
+        """The events of the log as they are appended, by any process, in its order.
+
+        Begins behind the position `after`, or when it is None with what comes from now on. Without
+        `follow` it ends at the head. Looks at the log five times a second; a consumer that is slow
+        misses nothing. Keep `position` to go on later. Events of maintenance are among them where
+        no id is given.
+
+        Raises:
+            CorruptEvent: an event is not what was written.
+            StoreClosed: the service was closed.
+        """
+        whose = Filter(app_name, user_id, session_id)
+        for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
+            if name is not None:
+                check_identifier(what, name)
+        reached: int = after or 0
+        if after is None:
+            reached = await asyncio.to_thread(self._store.snapshot, lambda s: s.head())
+        while True:
+            page: LogPage = await asyncio.to_thread(page_of_log, self._store, reached, whose)
+            for recorded in page.events:
+                yield stored_event(recorded)
+            if page.reached > reached:
+                reached = page.reached
+            elif follow:
+                await asyncio.sleep(POLL_S)
+            else:
+                return
+
+    @observed
+    async def set_title(
+        self, app_name: str, user_id: str, session_id: str, title: str | None
+    ) -> None:
+        """Gives a session a title; None or an empty one takes it away.
+
+        Sessions that are loaded do not become stale, and `last_update_time` stays.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            InvalidInput: (a ValueError) no text that can be stored, or over 1,000 characters.
+        """
+        key = _session_key(app_name, user_id, session_id)
+        with _adk_errors(key):
+            await asyncio.to_thread(listing.set_title, self._store, key, title)
+
+    @observed
+    async def set_labels(
+        self, app_name: str, user_id: str, session_id: str, labels: Mapping[str, str | None]
+    ) -> dict[str, str]:
+        """Sets some labels of a session, and removes those whose value is None.
+
+        Labels that are not named stay. Returns all that it has then. As `set_title`.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            InvalidInput: (a ValueError) no texts that can be stored, over 256 characters, or more
+                than 64 labels.
+        """
+        key = _session_key(app_name, user_id, session_id)
+        with _adk_errors(key):
+            return await asyncio.to_thread(listing.set_labels, self._store, key, labels)
+
+    @observed
     async def delete_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Deletes a session; nothing happens when there is none. Its `app:`/`user:` keys stay."""
         key = _session_key(app_name, user_id, session_id)
         await self._store.delete(key, encode_state(EventType.SESSION_DELETED, {}, get_time()))
 
+    @observed
     async def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The keys a user has in an app, without their `user:` prefix."""
         check_identifier("app_name", app_name)
@@ -206,6 +462,7 @@ class DatabaseSessionService(BaseSessionService):
         rows = await self._store.load_rows(StreamKey(StreamKind.USER, app_name, user_id), "state")
         return {str(key): _value(str(key), str(value)) for _, key, value, _ in rows}
 
+    @observed
     async def append_event(self, session: AdkSession, event: Event) -> Event:
         """Appends an event to a session, in the log and then in the object.
 
@@ -236,22 +493,27 @@ class DatabaseSessionService(BaseSessionService):
         new_event = encode_event(event)
         # A compaction or a rewind says something about the history it was computed from.
         merge = self._merge and not (actions.compaction or actions.rewind_before_invocation_id)
-        flight = self._flights.board(session)
+        passage = Passage(event)
+        flight = self._flights.board(session, passage)
         try:
             future = self._store.append(
                 key,
                 new_event,
                 flight.cursor,
                 merge=decode_event if merge else None,
-                on_outcome=lambda appended: flight.outcomes.append((event, appended)),
+                on_outcome=lambda appended: flight.outcomes.append((passage, appended)),
                 on_done=lambda: self._flights.land(flight),
             )
-        except BaseException:
-            flight.outcomes.append((event, None))
+        except Exception:  # refused; where a signal's handler raised, it may have been handed over
+            flight.outcomes.append((passage, None))
             self._flights.land(flight)
             raise
-        with _adk_errors(key):
-            await future
+        try:
+            appended = await future
+        except EventStoreError as error:
+            _raise_adks(error, key)
+        if appended.missed:
+            self._telemetry.merged()
         return event
 
     async def _correct_rewind(self, key: StreamKey, event: Event, invocation_id: str) -> None:
@@ -262,6 +524,7 @@ class DatabaseSessionService(BaseSessionService):
             shared = split_scopes(event.actions.state_delta)
             event.actions.state_delta = merge_scopes({**shared, "session": delta})
 
+    @observed
     async def update_keys(
         self, app_name: str, user_id: str, session_id: str, keys: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -293,6 +556,14 @@ class DatabaseSessionService(BaseSessionService):
             event = encode_state(EventType.STATE_SET, keys, get_time())
             return _session(await self._store.set_state(key, event)).state
 
+    async def ping(self) -> None:
+        """Returns when the database has answered: for health checks.
+
+        Raises:
+            StoreUnusable, StoreBusy, StoreClosed, TimedOut: see eventstore.errors.
+        """
+        await self._store.ping()
+
     async def flush(self) -> None:
         """Returns when every append handed over before is committed, cancelled ones included."""
         await self._store.barrier()
@@ -301,20 +572,93 @@ class DatabaseSessionService(BaseSessionService):
         """Facts about the database; blocks for the time of one read.
 
         Keys: sessions, events, state_keys (counts), head (position of the last event), path,
-        db_size_mb, wal_size_mb, schema_version, projections, durability, sqlite_version.
+        db_size_mb, schema_version, projections, durability, and of a file wal_size_mb and
+        sqlite_version, of a server postgresql_version. `path` has no password.
         """
         stats = self._store.stats()
         return {"sessions": stats.pop("sessions"), "state_keys": stats.pop("state"), **stats}
 
-    def vacuum(self) -> dict[str, int]:
+    def vacuum(self, *, rewrite: bool = False) -> dict[str, int]:
         """Removes the events of deleted sessions and gives their space back; blocks.
+
+        With `rewrite` the file is written anew at last, as small as can be and without any copy of
+        what was removed. Writers wait for that, a minute or less for each gigabyte.
 
         Keys of the result: sessions, events, keys_carried_over, bytes_freed.
         """
-        with self._paused():
-            scavenged = scavenge(self._store, self._inline, self._following())
-        return {**scavenged._asdict(), "bytes_freed": self._store.shrink()}
+        with self._telemetry.operation("vacuum"), self._paused():
+            done = retention.vacuum(self._store, self._inline, self._following(), rewrite=rewrite)
+        keys = ("sessions", "events", "keys_carried_over", "bytes_freed")
+        return {key: getattr(done, key) for key in keys}
 
+    @observed
+    async def purge(self, *, older_than: timedelta | float, app_name: str | None = None) -> Purged:
+        """Removes the sessions that were last updated so long ago, of an app or of all.
+
+        `older_than` is a timedelta, or seconds. Their events are removed and the space is given
+        back, while appends go on; keys of users and apps stay. It goes in steps: cancelled or
+        killed, it has removed some sessions whole, and the next call removes the others.
+
+        Raises:
+            InvalidInput: (a ValueError) an age below zero.
+            MaintenanceRunning: a rebuild, a vacuum or a verification is under way.
+            ProjectionMissing: an asynchronous projection is stopped; nothing was removed.
+        """
+        age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+
+        def function() -> Purged:
+            with self._paused():
+                return retention.purge(
+                    self._store,
+                    self._inline,
+                    self._following(),
+                    older_than=age,
+                    app_name=app_name,
+                )
+
+        return await asyncio.to_thread(function)
+
+    @observed
+    async def erase_user(
+        self, user_id: str, app_name: str | None = None, *, rewrite: bool | None = None
+    ) -> Erased:
+        """Removes every session, event and key of a user, in one app or in all, and from the file.
+
+        What is left says that so many sessions were erased, and not whose. At last the file is
+        written anew, so that no copy is left in it: writers wait for that. `rewrite` says whether
+        it is; None means where it has up to 256 MB, and if it takes up to 20 s. `gone` of the
+        result says whether all copies are gone. Backups are not touched. An `app:` key keeps its
+        value, whoever wrote it.
+
+        Raises:
+            InvalidInput: (a ValueError) no user has such an id.
+            MaintenanceRunning: a rebuild, a vacuum or a verification is under way.
+            ProjectionMissing: an asynchronous projection is stopped; nothing was erased.
+        """
+
+        def function() -> Erased:
+            with self._paused():
+                return retention.erase_user(
+                    self._store,
+                    self._inline,
+                    self._following(),
+                    user_id=user_id,
+                    app_name=app_name,
+                    rewrite=rewrite,
+                )
+
+        return await asyncio.to_thread(function)
+
+    @observed
+    async def measure(self, *, whole: bool | None = None) -> Stats:
+        """Counts and sizes by app, growth by day, and the largest sessions: see projections.Stats.
+
+        `whole` looks at every event, a second or two for each 256 MB; None means in a file that is
+        not larger. Appends go on meanwhile.
+        """
+        return await asyncio.to_thread(measure, self._store, whole=whole)
+
+    @observed
     async def verify(self, *, since: int = 0, against: Anchor | None = None) -> Verified:
         """Recomputes the tables from the log, proves the log itself, and says what differs.
 
@@ -332,6 +676,97 @@ class DatabaseSessionService(BaseSessionService):
 
         return await asyncio.to_thread(function)
 
+    @observed
+    async def backup(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> BackedUp:
+        """Copies the database to a new file while appends go on, and verifies the copy.
+
+        The file has its name only once it is whole. To copy the file itself is no backup: what was
+        written last is in the `-wal` beside it.
+
+        Raises:
+            PathUnusable: the file exists and `overwrite` was not given, or cannot be written.
+            CopyDamaged: the copy does not verify, for this database does not.
+            DatabaseInUse: it is the file of a service that is running.
+            StorageFailed: the disk is full or failing.
+        """
+
+        def function() -> BackedUp:
+            return backup(self._store, path, self._following(), overwrite=overwrite)
+
+        return await asyncio.to_thread(function)
+
+    @observed
+    async def import_from(
+        self,
+        source: BaseSessionService | str | os.PathLike[str],
+        *,
+        app_names: Iterable[str] | None = None,
+    ) -> list[Imported]:
+        """Takes the sessions of another service, or of a database that one of ADK's wrote.
+
+        A path or URL is what `adk-eventstore import` takes. Of a service, the apps that are named;
+        an InMemorySessionService says itself which it has. Ids, order, timestamps and the state of
+        all scopes are kept. Each session is taken whole or not at all, and what was taken before is
+        not taken again, so it may be called until nothing is left. One report for each database.
+
+        Raises:
+            ImportFailed: the source cannot be read; what was taken before stays.
+            ValueError: `app_names` are missing, or given for a database.
+        """
+        if isinstance(source, BaseSessionService):
+            return [await import_from_service(self._store, source, app_names)]
+        if app_names is not None:
+            raise ValueError("app_names are for a service: of a database everything is taken")
+
+        def function() -> list[Imported]:
+            with open_sources(source) as sources:
+                return [import_sessions(self._store, each) for each in sources]
+
+        return await asyncio.to_thread(function)
+
+    @observed
+    async def export(
+        self,
+        path: str | os.PathLike[str],
+        app_name: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Taken:
+        """Writes everything, or an app, a user of it or a session of his, to a file of JSON Lines.
+
+        `adk-eventstore import` takes it into any database. The same log gives the same bytes.
+
+        Raises:
+            StreamNotFound: there is nothing of this app, user or session.
+            PathUnusable: the file exists and `overwrite` was not given, or cannot be written.
+            CorruptEvent: the log is damaged.
+        """
+        part = Part(app_name, user_id, session_id)
+        return await asyncio.to_thread(export_log, self._store, path, part, overwrite=overwrite)
+
+    @observed
+    async def session_as(
+        self, app_name: str, user_id: str, session_id: str, form: Form = "session"
+    ) -> str:
+        """A session as the JSON that ADK reads from files.
+
+        "session" is for `adk run --resume`; "eval-set" for `adk eval` and `adk web`, an eval set
+        with one case, which begins with the state that the session was created with.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+        """
+        key = _session_key(app_name, user_id, session_id)
+        with _adk_errors(key):
+            session = await self._store.load(key, Window(), _session)
+            state = await self._store.read(key, initial_state)
+            if session is None or state is None:
+                raise StreamNotFound(str(key))
+        return as_session_file(session) if form == "session" else as_eval_set(session, state)
+
+    @observed
     async def usage(
         self,
         app_name: str | None = None,
@@ -365,6 +800,7 @@ class DatabaseSessionService(BaseSessionService):
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
+        self._telemetry.close()
         if self._follower is not None:
             self._follower.stop()
         self._store.close()
@@ -398,34 +834,58 @@ def _session_key(
 def _move_temporary_keys(session: AdkSession, event: Event) -> None:
     """Takes the `temp:` keys of an event's delta into the live session, and out of the event."""
     delta = event.actions.state_delta or {}
-    temporary = {
-        k: v
-        for k, v in delta.items()
-        if check_identifier("a state key", k).startswith(State.TEMP_PREFIX)
-    }
+    temporary = [k for k in delta if isinstance(k, str) and k.startswith(State.TEMP_PREFIX)]
     if temporary:
-        session.state.update(temporary)
+        for key in delta:
+            check_identifier("a state key", key)
+        session.state.update({key: delta[key] for key in temporary})
         event.actions.state_delta = {k: v for k, v in delta.items() if k not in temporary}
+
+
+def _corrupt(loaded: Loaded, damaged: Sequence[CorruptEvent]) -> list[CorruptEvent]:
+    found = list(damaged)
+    for event in loaded.events:
+        try:
+            decode_event(event)
+        except CorruptEvent as error:
+            found.append(error)
+    return sorted(found, key=lambda error: error.version)
 
 
 def _session(loaded: Loaded) -> Session:
     """Makes the ADK session of a snapshot. Called on any thread."""
+    return _made(loaded, [decode_event(event) for event in loaded.events])
+
+
+def _unread_session(loaded: Loaded) -> Session:
+    """As `_session`; events of which nothing can go wrong are made at their first use.
+
+    Not very many: whoever looks first, on the thread of a loop, makes them all.
+    """
+    events = loaded.events
+    if not events or len(events) > _UNREAD_MAX or not is_ours(events):
+        return _session(loaded)
+    return unread(_made(loaded, []), len(events), lambda: [decode_event(event) for event in events])
+
+
+def _made(loaded: Loaded, events: list[Event]) -> Session:
     stream = loaded.stream
     if not (rows := [row for row in loaded.rows["sessions"] if row[0] == stream.id]):
         raise ProjectionMissing(
             "sessions", f"it has no row of {stream.key}", "Run: rebuild-projections"
         )
     # The values come from this package and from ADK's own models: nothing to validate again.
-    session = Session.model_construct(
-        id=stream.key.session_id,
-        app_name=stream.key.app_name,
-        user_id=stream.key.user_id,
-        state=_state(stream.owners, loaded.rows["state"]),
-        events=[decode_event(event) for event in loaded.events],
-        last_update_time=rows[0][2],
+    return make_session(
+        {
+            "id": stream.key.session_id,
+            "app_name": stream.key.app_name,
+            "user_id": stream.key.user_id,
+            "state": _state(stream.owners, loaded.rows["state"]),
+            "events": events,
+            "last_update_time": rows[0][2],
+        },
+        marker(stream.id, stream.conversation_version),
     )
-    set_marker(session, marker(stream.id, stream.conversation_version))
-    return session
 
 
 def _state(owners: Mapping[str, int], rows: Sequence[Row]) -> dict[str, Any]:
@@ -447,11 +907,19 @@ def _adk_errors(key: StreamKey) -> Iterator[None]:
     """Raises ADK's own errors where ADK has one, as its callers expect."""
     try:
         yield
-    except StreamExists as error:
-        raise AlreadyExistsError(f"Session with id {key.session_id} already exists.") from error
-    except EventIdConflict as error:
-        raise AlreadyExistsError(str(error)) from error
-    except StreamNotFound as error:
-        raise SessionNotFoundError(f"Session {key.session_id} not found.") from error
-    except WrongExpectedVersion as error:
-        raise StaleSessionError(str(error)) from error
+    except EventStoreError as error:
+        _raise_adks(error, key)
+
+
+def _raise_adks(error: EventStoreError, key: StreamKey) -> NoReturn:
+    """Raises ADK's error for one of the store's, or that one where ADK has none."""
+    match error:
+        case StreamExists():
+            raise AlreadyExistsError(f"Session with id {key.session_id} already exists.") from error
+        case EventIdConflict():
+            raise AlreadyExistsError(str(error)) from error
+        case StreamNotFound():
+            raise SessionNotFoundError(f"Session {key.session_id} not found.") from error
+        case WrongExpectedVersion():
+            raise StaleSessionError(str(error)) from error
+    raise error
