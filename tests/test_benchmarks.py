@@ -11,7 +11,8 @@ READERS = {"adk_eventstore", "memory", "sqlite", "database"}
 WRITERS = {*READERS, "adk_eventstore_full"}
 MEASURED = {
     **dict.fromkeys(["create_session", "update_keys", "at_once"], WRITERS),
-    **dict.fromkeys(["get_50", "get_1000", "get_empty", "list_sessions", "turns"], READERS),
+    **dict.fromkeys(["get_50", "get_1000", "get_1000_read", "get_empty"], READERS),
+    **dict.fromkeys(["list_sessions", "turns", "turns_read"], READERS),
     **dict.fromkeys(["tail_of_100", "tail_of_5000", "tail_of_100000"], READERS),
     **{row: {"adk_eventstore"} for row in ("load_memory", "idle", "import")},
     "append_event": {*WRITERS, "sqlite3"},
@@ -44,7 +45,8 @@ def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:
     conversations = tmp_path / "conversations.jsonl"
     conversations.write_text(json.dumps({"conversation": "1", "messages": CONVERSATION}) + "\n")
     environment = {
-        **os.environ,
+        # In a worker of pytest-xdist no benchmark would be run.
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         "ADK_BENCH_CONVERSATIONS": str(conversations),
         "PYTHONUTF8": "1",
         "FORCE_COLOR": "",
@@ -72,7 +74,7 @@ def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:
     assert "from real conversations" in measured["facts"]["events"]
     assert str(tmp_path) not in kept.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert "of 33 goals are met" in run.stdout
+    assert "of 34 goals are met" in run.stdout
     assert "cannot be judged" not in run.stdout
 
 
@@ -93,3 +95,37 @@ def test_measures_a_rebuild_alone_and_beside_writers(tmp_path: Path) -> None:
         assert measured[figure] > 0
     assert measured["writers_beside"]["appends"] > 0
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_measures_on_a_server_beside_adk_and_pgbench(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    sizes = [
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--events",
+        "300",
+        "--sessions",
+        "5",
+        "--long",
+        "20",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.postgres", *sizes, "--json", str(kept)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    measured = json.loads(kept.read_text())
+    assert {row: set(found) for row, found in measured["figures"].items()} == {
+        "alone": {"adk_eventstore", "database", "pgbench"},
+        "at_16": {"adk_eventstore", "database", "pgbench"},
+        "get_1000": {"adk_eventstore", "database"},
+        "get_1000_read": {"adk_eventstore", "database"},
+    }
+    assert measured["figures"]["at_16"]["adk_eventstore"]["errors"] == 0
+    assert [point["size"] for point in measured["growth"]] == [0, 300]

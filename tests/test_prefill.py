@@ -10,20 +10,31 @@ from google.adk.events import Event
 from google.adk.sessions.base_session_service import GetSessionConfig
 
 from adk_adapter import DatabaseSessionService
-from benchmarks.prefill import APP, NAMED_USER, Load, Shape, prefill, session_id, user_of
+from benchmarks.prefill import (
+    APP,
+    NAMED_USER,
+    Load,
+    Shape,
+    prefill,
+    prefill_server,
+    session_id,
+    user_of,
+)
 from eventstore import open_store
 from projections import BUILT_IN, verify
+from tests.places import on_server
 
 SHAPES = {"long": Shape(300), "wide": Shape(3, keys=50)}
 
 
 @pytest.fixture
-def load(database: Path) -> Load:
-    return prefill(database, sessions=60, events=500, seed=7, named=SHAPES)
+def load(target: str) -> Load:
+    fill = prefill_server if on_server(target) else prefill
+    return fill(target, sessions=60, events=500, seed=7, named=SHAPES)
 
 
-async def test_the_service_reads_and_continues_what_was_loaded(database: Path, load: Load) -> None:
-    async with DatabaseSessionService(database) as service:
+async def test_the_service_reads_and_continues_what_was_loaded(target: str, load: Load) -> None:
+    async with DatabaseSessionService(target) as service:
         assert service.get_stats()["events"] == load.rows == 60 + 500 + 301 + 4
         sessions = await service.list_sessions(app_name=APP, user_id=user_of(0))
         assert {s.id for s in sessions} == {session_id(load, n) for n in range(50)}
@@ -50,15 +61,16 @@ async def test_the_service_reads_and_continues_what_was_loaded(database: Path, l
         assert [e.id for e in tail.events] == [long.events[-2].id, event.id]
 
 
-def test_verify_finds_nothing(database: Path, load: Load) -> None:
-    with closing(open_store(database, BUILT_IN)) as store:
+def test_verify_finds_nothing(target: str, load: Load) -> None:
+    with closing(open_store(target, BUILT_IN)) as store:
         found = verify(store, BUILT_IN)
     assert found.clean, found.differences
     assert found.events == load.rows
 
 
-def test_columns_hold_what_the_service_writes(database: Path, load: Load) -> None:
+def test_columns_hold_what_the_service_writes(database: Path) -> None:
     """Of loaded and of appended events, as far as they do not differ from event to event."""
+    prefill(database, sessions=2, events=5)
 
     async def append() -> None:
         async with DatabaseSessionService(database) as service:

@@ -13,12 +13,22 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from adk_adapter.cli import main as commands
+from eventstore import open_store
+from projections import BUILT_IN
 from tests.adk_programs import workplace
+from tests.fresh import run_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -37,9 +47,13 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_code(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_python(code, folder, environment=environment(folder))
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run_as_they_stand(code: str, tmp_path: Path) -> None:
-    done = run([sys.executable, "-W", "error::ResourceWarning", "-c", code], tmp_path)
+    done = run_code(code, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     # Every block uses the service, but for the one that is a module of its own.
     made = tmp_path / "data_science" / "db" / "adk.sqlite3"
@@ -49,7 +63,7 @@ def test_python_blocks_run_as_they_stand(code: str, tmp_path: Path) -> None:
 def test_the_fallback_falls_back(tmp_path: Path) -> None:
     (tmp_path / "data_science").write_text("a file where the folder should be")
     code = next(block for block in blocks("python") if "will not be kept" in block)
-    done = run([sys.executable, "-c", code + "\nprint(type(session_service).__name__)"], tmp_path)
+    done = run_code(code + "\nprint(type(session_service).__name__)", tmp_path)
     assert done.returncode == 0
     assert "data_science" in done.stdout
     assert done.stdout.endswith("InMemorySessionService\n")
@@ -58,7 +72,7 @@ def test_the_fallback_falls_back(tmp_path: Path) -> None:
 def test_the_switch_switches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = next(block for block in blocks("python") if "SESSIONS" in block)
     code = f"import os; os.environ['SESSIONS'] = 'memory'\n{code}\nprint(session_service)"
-    done = run([sys.executable, "-c", code], tmp_path)
+    done = run_code(code, tmp_path)
     assert "InMemorySessionService" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -69,7 +83,7 @@ def test_the_import_through_a_package_of_ones_own(tmp_path: Path) -> None:
     (line,) = [block for block in blocks("python") if "as DatabaseSessionService" in block]
     (package / "__init__.py").write_text(line)
     code = "from data_science.db import DatabaseSessionService; DatabaseSessionService()"
-    assert run([sys.executable, "-c", code], tmp_path).returncode == 0
+    assert run_code(code, tmp_path).returncode == 0
     assert (package / "adk.sqlite3").exists()
 
 
@@ -90,7 +104,7 @@ def test_adk_run_finds_the_service(name: str, tmp_path: Path) -> None:
 
 def test_sql_and_rebuild(tmp_path: Path) -> None:
     code = blocks("python")[0]
-    assert run([sys.executable, "-c", code], tmp_path).returncode == 0
+    assert run_code(code, tmp_path).returncode == 0
     with closing(sqlite3.connect(tmp_path / "data_science/db/adk.sqlite3")) as connection:
         for (sql,) in [(s,) for block in blocks("sql") for s in block.splitlines()]:
             connection.execute(sql)
@@ -101,6 +115,18 @@ def test_sql_and_rebuild(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         said += done.stdout
     assert "state: 0 rows" in said
+
+
+@pytest.mark.parametrize("page", ["retention.md"])
+def test_sql_of_the_docs(page: str, tmp_path: Path) -> None:
+    made = tmp_path / "a.sqlite3"
+    open_store(made, BUILT_IN).close()
+    text = (ROOT / "docs" / page).read_text()
+    statements = re.findall(r"^```sql\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert statements
+    with closing(sqlite3.connect(made)) as connection:
+        for statement in statements:
+            connection.execute(statement)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is what this is about")
@@ -119,8 +145,29 @@ def test_make_runs_the_commands_that_stand_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.name)
 def test_python_blocks_of_the_docs_run_as_they_stand(page: Path, tmp_path: Path) -> None:
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        done = run([sys.executable, "-c", code], tmp_path)
+        done = run_code(code, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), code
+
+
+def test_the_commands_of_the_guide_to_migration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_files = ROOT / "tests" / "adk_adapter" / "old_files"
+    shutil.copy(old_files / "sqlite-1.39.1.db", tmp_path / "old.db")
+    agent = tmp_path / "agents" / "shop" / ".adk"
+    agent.mkdir(parents=True)
+    shutil.copy(old_files / "sqlite-1.22.1.db", agent / "session.db")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "migration.md").read_text()
+    said = ""
+    for block in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "adk-eventstore"
+            done = CliRunner().invoke(commands, arguments)
+            assert done.exit_code == 0, done.output
+            said += done.output
+    assert "4 sessions taken, 15 events" in said
 
 
 def test_the_contract_as_the_docs_show_it(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from adk_adapter.testing import (
 
 class TestDatabaseSessionService(SessionServiceContract, ConcurrencyContract):
     @pytest.fixture
-    async def service(self, tmp_path: Path) -> AsyncIterator[DatabaseSessionService]:
-        async with DatabaseSessionService(tmp_path / "sessions.sqlite3") as opened:
+    async def service(self, target: str) -> AsyncIterator[DatabaseSessionService]:
+        async with DatabaseSessionService(target) as opened:
             yield opened
 
     @pytest.mark.parametrize("method", sorted(BaseSessionService.__abstractmethods__))
@@ -48,9 +48,8 @@ class TestDatabaseSessionService(SessionServiceContract, ConcurrencyContract):
 
 class TestFullDurability(AppendContract, RetryContract, StalenessContract, ConcurrencyContract):
     @pytest.fixture
-    async def service(self, tmp_path: Path) -> AsyncIterator[DatabaseSessionService]:
-        path = tmp_path / "sessions.sqlite3"
-        async with DatabaseSessionService(path, durability="full") as opened:
+    async def service(self, target: str) -> AsyncIterator[DatabaseSessionService]:
+        async with DatabaseSessionService(target, durability="full") as opened:
             yield opened
 
 

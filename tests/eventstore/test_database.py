@@ -35,6 +35,12 @@ from projections import BUILT_IN
 from tests.eventstore.events import SESSION, created, new_event
 
 
+@pytest.fixture
+def target(database: Path) -> str:
+    """Of files only, which these tests are about."""
+    return str(database)
+
+
 def make(path: Path) -> None:
     """A database with one session of two events."""
     store = open_store(path, BUILT_IN)
@@ -82,7 +88,7 @@ def test_removing_the_file_and_starting_again_gives_a_fresh_database(database: P
 def test_settings_are_what_the_guarantees_need(database: Path) -> None:
     make(database)
     with closing(sqlite3.connect(database)) as connection:
-        for pragma, value in (("journal_mode", "wal"), ("auto_vacuum", 2), ("user_version", 2)):
+        for pragma, value in (("journal_mode", "wal"), ("auto_vacuum", 2), ("user_version", 3)):
             assert connection.execute(f"PRAGMA {pragma}").fetchone() == (value,)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import os
 import shutil
 import signal
@@ -42,10 +41,18 @@ from eventstore import (
 )
 from eventstore.sqlite import engine as engines
 from eventstore.sqlite import gate as gates
+from eventstore.sqlite.requests import Read
 from projections import BUILT_IN, verify
 from tests.eventstore.events import SESSION, created, new_event, session
+from tests.processes import fresh_processes
 
 ROOT: Final = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def target(database: Path) -> str:
+    """Of files only, which these tests are about."""
+    return str(database)
 
 
 class Fussy(Projection):
@@ -216,7 +223,7 @@ def _append_many(path: Path, name: str, events: int) -> None:
 
 
 def test_processes_that_make_and_fill_one_file_together(database: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     workers = [context.Process(target=_append_many, args=(database, f"p{n}", 50)) for n in range(4)]
     for worker in workers:
         worker.start()
@@ -251,7 +258,7 @@ def _try_rounds(path: Path, rounds: int, barrier: object, won: object) -> None:
 
 def test_exactly_one_stale_process_wins_each_round(database: Path) -> None:
     rounds = 15
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     barrier, won = context.Barrier(3), context.Queue()
     with open_log(database) as store:
         asyncio.run(_create(store))
@@ -605,6 +612,21 @@ async def test_readers_make_no_file_where_one_was_removed(
     assert list(database.parent.iterdir()) == []
 
 
+async def test_a_loop_is_woken_for_what_another_one_has_done(store: EventStore) -> None:
+    engine, loop = store._engine, asyncio.get_running_loop()  # type: ignore[attr-defined]
+    await store.create(SESSION, created())
+    request = Read(lambda transaction: transaction.require_stream(SESSION).version, brief=True)
+    waiting = asyncio.gather(request.from_loop())
+    engine._brief_reads.append(request)  # handed over, and this loop is not there yet
+
+    async def step() -> None:
+        engine._step(asyncio.get_running_loop())
+
+    loop.set_debug(True)  # or it would not say that it was called from another thread
+    await asyncio.to_thread(asyncio.run, step())
+    assert await waiting == [1]
+
+
 async def test_errors_do_not_gather_what_raised_them(store: EventStore, database: Path) -> None:
     await store.create(SESSION, created())
     database.unlink()
@@ -823,9 +845,43 @@ async def test_a_program_that_holds_the_file_does_not_hold_up_the_loop(
     assert [appended.version for appended in await asyncio.gather(*futures)] == [3, 4, 5]
 
 
+async def test_a_disk_that_takes_long_holds_up_the_loop_once(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_SYNC_S", 0.0)
+    monkeypatch.setattr(engines, "_SYNC_PATIENCE_S", 1e9)
+    threads = []
+    with closing(open_store(database, BUILT_IN, durability="full")) as store:
+        writer = store._engine._write  # type: ignore[attr-defined]
+        real = writer._commit
+
+        def commit(transaction: object) -> None:
+            threads.append(threading.current_thread())
+            real(transaction)
+
+        def look(count: int) -> None:
+            nonlocal looks
+            looks += 1
+            take(count)
+
+        take = store._engine._take_brief  # type: ignore[attr-defined]
+        looks = 0
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        monkeypatch.setattr(writer, "_commit", commit)
+        monkeypatch.setattr(store._engine, "_take_brief", look)  # type: ignore[attr-defined]
+        for _ in range(5):  # reads are still done on the loop, in steps that could write too
+            reads = [store.load(SESSION, Window(), lambda loaded: loaded) for _ in range(10)]
+            appends = [store.append(SESSION, new_event(), cursor) for _ in range(40)]
+            await asyncio.gather(*reads, *appends)
+    assert threads.count(threading.main_thread()) <= 1
+    assert len(threads) > 1
+    assert looks < 200  # nor does it go round and round for what the writer was not told of
+
+
+@pytest.mark.parametrize("count", [1, 2])  # one is done at once, several in the next round
 @pytest.mark.parametrize("stored", [True, False])
 def test_ctrl_c_while_a_loop_commits(
-    store: EventStore, monkeypatch: pytest.MonkeyPatch, stored: bool
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, stored: bool, count: int
 ) -> None:
     """It reaches the program, and the appends are done once all the same."""
     writer = store._engine._write  # type: ignore[attr-defined]
@@ -847,14 +903,14 @@ def test_ctrl_c_while_a_loop_commits(
         while not interrupted:  # the first commits are the writer's
             before = cursor.version
             assert before is not None
-            tasks = [loop.create_task(_append(store, cursor)) for _ in range(2)]
+            tasks = [loop.create_task(_append(store, cursor)) for _ in range(count)]
             try:
                 loop.run_until_complete(asyncio.wait(tasks))
             except KeyboardInterrupt:
                 interrupted = True
             done = loop.run_until_complete(asyncio.gather(*tasks))
-            assert [appended.version for appended in done] == [before + 1, before + 2]
-        assert loop.run_until_complete(_append(store, cursor)).version == before + 3
+            assert [each.version - before for each in done] == [*range(1, count + 1)]
+        assert loop.run_until_complete(_append(store, cursor)).version == before + count + 1
 
 
 async def _created(store: EventStore) -> int:

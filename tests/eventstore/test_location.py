@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eventstore import PathUnusable
-from eventstore.location import MEMORY, resolve
+from eventstore import NotOnThisDatabase, PathUnusable
+from eventstore.location import MEMORY, is_server, require_file, resolve, shown
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +55,9 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://host/db",
-        "mysql://host/db",
+        "postgresql:db",
+        "mysql://u:pw@host/db",
         "sqlite://host/a.db",
-        "postgres://u:pw@h/d",
         "sqlite://u:pw@h/d",
         "file:a.db",
     ],
@@ -67,6 +66,27 @@ def test_urls_of_other_databases_are_refused_without_their_secrets(url: str) -> 
     with pytest.raises(PathUnusable) as raised:
         resolve(url)
     assert "pw" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "without_password"),
+    [
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("postgres://u:pw@h:5433/d", "postgresql://u@h:5433/d"),
+        ("postgresql+asyncpg://u:p%40pw@h,i:2/d?ssl=require", "postgresql://u@h,i:2/d?ssl=require"),
+        ("postgresql+psycopg:///d?host=/run&password=pw", "postgresql:///d?host=/run"),
+        ("postgresql://u@h/d?sslpassword=pw&schema=s", "postgresql://u@h/d?schema=s"),
+        ("postgresql://u:p@pw@h/d#pw", "postgresql://u@h/d"),
+    ],
+)
+def test_urls_of_servers_are_shown_without_their_secrets(url: str, without_password: str) -> None:
+    resolved = resolve(url)
+    assert is_server(resolved)
+    assert shown(resolved) == without_password
+    with pytest.raises(NotOnThisDatabase, match="pg_dump") as raised:
+        require_file(url, "copy")
+    assert "pw" not in str(raised.value)
+    assert shown("/a/path") == "/a/path"
 
 
 def test_a_query_is_ignored_with_a_warning(

@@ -15,6 +15,7 @@ from eventstore import (
     EventStore,
     EventType,
     Loaded,
+    MaintenanceTransaction,
     RecordedEvent,
     StoreClosed,
     StreamExists,
@@ -118,6 +119,29 @@ async def test_the_same_id_with_other_content_is_an_error(store: EventStore) -> 
         await store.append(SESSION, new_event(event_id="e", data={"n": 2}), cursor)
     assert (raised.value.event_id, raised.value.version) == ("e", 2)
     assert len((await load(store)).events) == 1
+
+
+@pytest.mark.parametrize("taken", ["id of a stored one", "id of one before", "position"])
+async def test_an_imported_event_has_no_id_or_position_of_another(
+    store: EventStore, taken: str
+) -> None:
+    cursor = await opened(store)
+    await store.append(SESSION, new_event(event_id="e"), cursor)
+    logged = store.snapshot(lambda s: s.read_log(0, s.head(), 10))[-1]
+
+    def take(transaction: MaintenanceTransaction) -> None:
+        stream = transaction.find_stream(SESSION)
+        assert stream is not None
+        event_ids = {"id of one before": ["f", "f"], "position": ["f"]}.get(taken, ["f", "e"])
+        for version, event_id in enumerate(event_ids, 3):
+            event = logged.event._replace(version=version, event_id=event_id)
+            position = logged.event.position if taken == "position" else 0
+            stream = transaction.import_event(stream, logged._replace(event=event), position)
+
+    with pytest.raises(EventIdConflict, match=r"'[ef]'"):
+        store.transact(take)
+    await store.append(SESSION, new_event(), cursor)
+    assert [event.version for event in (await load(store)).events] == [2, 3]
 
 
 async def test_a_failing_append_does_not_harm_those_committed_with_it(store: EventStore) -> None:
@@ -314,7 +338,10 @@ def test_many_event_loops_in_many_threads(store: EventStore) -> None:
     async def work(name: str) -> None:
         cursor = await opened(store, session(name))
         await asyncio.gather(*(store.append(session(name), new_event(), cursor) for _ in range(20)))
-        assert len((await load(store, session(name))).events) == 20
+        loads = await asyncio.gather(*(load(store, session(name)) for _ in range(20)))
+        assert [len(each.events) for each in loads] == [20] * 20
+        for _ in range(20):
+            await load(store, session(name))
 
     def run(name: str) -> None:
         try:

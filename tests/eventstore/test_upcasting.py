@@ -356,8 +356,8 @@ async def test_what_an_upcaster_made_is_validated(
     """Its codec is that of the models that wrote the event before, which vouch for no upcaster."""
 
     asked: list[str] = []
-    validate = codec._validate
-    monkeypatch.setattr(codec, "_validate", lambda f: asked.append(f["id"]) or validate(f))
+    validate = codec.validate_event
+    monkeypatch.setattr(codec, "validate_event", lambda f: asked.append(f["id"]) or validate(f))
     async with opened(database) as service:
         session = await service.create_session("app", "user", "s")
         await service.append_event(session, say("hi"))

@@ -39,6 +39,7 @@ import pydantic
 from google.adk.auth.auth_tool import AuthConfig
 from google.adk.events import Event, EventActions
 from google.adk.events.event_actions import EventCompaction
+from google.adk.sessions import InMemorySessionService
 from google.adk.tools.tool_confirmation import ToolConfirmation
 from google.genai import types
 
@@ -50,11 +51,13 @@ from eventstore import (
     Projection,
     Put,
     RecordedEvent,
+    StreamKey,
+    StreamKind,
     Table,
     Update,
     open_store,
 )
-from projections import BUILT_IN, rebuild, verify
+from projections import BUILT_IN, delete_session, rebuild, verify
 from tests.golden.older import code_of_schema_1
 
 __all__ = ["FOLDED", "FOLDER", "LOG", "SCHEMA_1", "Talk", "dump", "make", "rows"]
@@ -341,10 +344,37 @@ async def _fill(service: DatabaseSessionService) -> None:
         )
         if life == 1:
             await service.delete_session(_APP, "user", "s-3")
+    # Taken over from another service.
+    old = InMemorySessionService()
+    moved = await old.create_session(
+        app_name=_APP, user_id="moved", session_id="s-4", state={"given": 1, "user:old": "ö"}
+    )
+    said = Event(
+        id="m-1", author="user", timestamp=_NOW, content=_content(types.Part(text="moved"))
+    )
+    said.actions.state_delta = {"own": 1, "user:old": "then"}
+    await old.append_event(moved, said)
+    await service.import_from(old)
     # Names that need care, and a session without any event or key.
     odd = await service.create_session('ключ "1"', "", " 🜁", {"app:x": 1, "user:x": 2, "x": 3})
     await _say(service, odd, [Event(author="")])
     await service.create_session("other", "user", "s-1")
+
+
+async def _keep(service: DatabaseSessionService) -> None:
+    """What came with the second version: titles and labels, and maintenance that notes itself."""
+    await service.set_title(_APP, "user", "s-1", "Ein Titel: é")
+    await service.set_labels(_APP, "user", "s-1", {"b": "2", "a": ""})
+    await service.set_labels(_APP, "user", "s-1", {"b": None})
+    for user in ("gone", "old", "out"):
+        session = await service.create_session(
+            f"{_APP}-{user}", user, "s", {"n": 1, "user:n": 2, f"app:{user}": user}
+        )
+        await _say(service, session, [Event(author=user)])
+    await service.purge(older_than=0, app_name=f"{_APP}-old")
+    await service.erase_user("gone", rewrite=True)
+    key = StreamKey(StreamKind.SESSION, f"{_APP}-out", "out", "s")
+    assert delete_session(service._store, key)
 
 
 def _write(folder: Path, name: str, lines: Sequence[dict[str, Any]]) -> None:
@@ -385,6 +415,7 @@ def make(folder: Path) -> None:
         async def fill() -> list[dict[str, Any]]:
             async with DatabaseSessionService(path, projections=(Talk(),)) as service:
                 await _fill(service)
+                await _keep(service)
                 with closing(sqlite3.connect(path)) as connection:
                     return await _loaded(service, rows(connection, "streams", "id"))
 

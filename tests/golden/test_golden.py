@@ -69,7 +69,13 @@ def test_what_is_stored_is_proved_and_folds_to_the_same_rows(folder: Path, datab
         rebuild(store, BUILT_IN)
     with closing(sqlite3.connect(database)) as connection:
         for table, order in FOLDED.items():
-            assert text(rows(connection, table, order)) == text(lines(folder, table))
+            expected = lines(folder, table)
+            # A newer version of a projection may have more columns.
+            known = [
+                {name: row[name] for name in line}
+                for row, line in zip(rows(connection, table, order), expected, strict=True)
+            ]
+            assert text(known) == text(expected)
 
 
 @every_version

@@ -35,6 +35,7 @@ from eventstore.encoding import decode
 from eventstore.events import StreamKey, StreamKind
 from projections import BUILT_IN
 from tests.eventstore.events import created, new_event, session
+from tests.places import notes_beside, query
 
 DO: Final = "do"
 """The key of a delta whose value says what Everything is to do."""
@@ -120,23 +121,10 @@ def rows(store: EventStore, projections: Iterable[Projection] = BUILT_IN) -> dic
     }
 
 
-def query(path: Path, *statements: str) -> list[tuple[Any, ...]]:
-    """What the last statement says, as a program sees it that knows nothing of the store."""
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
-        return [connection.execute(statement).fetchall() for statement in statements][-1]
-
-
-def attack(path: Path, *statements: str) -> None:
+def attack(path: str | Path, *statements: str) -> None:
     """Changes what must not be changed, as somebody does who may write the file."""
     opened = "INSERT INTO maintenance VALUES (1, 'attack')"
     query(path, opened, *statements, "DELETE FROM maintenance")
-
-
-def leftovers(path: Path) -> list[tuple[Any, ...]]:
-    return query(
-        path,
-        "SELECT name FROM sqlite_schema WHERE name LIKE 'shadow%' OR name LIKE 'retired%'",
-    )
 
 
 def rewrite_history(path: Path, stream_id: int, change: str) -> None:
@@ -181,8 +169,9 @@ def rewrite_history(path: Path, stream_id: int, change: str) -> None:
         connection.execute("DELETE FROM maintenance")
 
 
-def acknowledgements(path: Path) -> dict[str, int]:
+def acknowledgements(target: str | Path) -> dict[str, int]:
     """The last number that each writer was told is stored."""
+    path = notes_beside(target)
     found = {}
     for file in path.parent.glob(f"{path.name}.*.acknowledged"):
         lines = file.read_text().splitlines()
@@ -190,7 +179,7 @@ def acknowledgements(path: Path) -> dict[str, int]:
     return found
 
 
-def write(path: Path, name: str, *, number: int = 0) -> None:
+def write(path: str | Path, name: str, *, number: int = 0) -> None:
     """Writes numbers without an end, and notes in a file how far it was acknowledged.
 
     It keeps a session and a key of the app, makes and deletes other sessions that leave keys of
@@ -218,13 +207,14 @@ def write(path: Path, name: str, *, number: int = 0) -> None:
             assert values[True, "n"] == values[False, name] == number
             await asyncio.sleep(0)
 
-    file = path.with_name(f"{path.name}.{name}.acknowledged")
+    beside = notes_beside(path)
+    file = beside.with_name(f"{beside.name}.{name}.acknowledged")
     note = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with closing(open_store(path, BUILT_IN)) as store:
         asyncio.run(work(store, number))
 
 
-def assert_nothing_is_lost(path: Path, store: EventStore) -> None:
+def assert_nothing_is_lost(path: str | Path, store: EventStore) -> None:
     """Whatever a writer was told is stored can be read in the tables."""
     numbers = acknowledgements(path)
     app = query(path, "SELECT state_key, state_value FROM adk_state WHERE scope = 'app'")

@@ -18,6 +18,12 @@ from projections.backup import CopyDamaged, backup, restore
 from tests.eventstore.events import SESSION, created, new_event, session
 
 
+@pytest.fixture
+def target(database: Path) -> str:
+    """Of files only, which these tests are about."""
+    return str(database)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

@@ -23,12 +23,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from eventstore import Cursor, EventStore, EventType, open_store
-from eventstore.chain import digest, next_link
+from adk_adapter.cli import COMMANDS, main
+from eventstore import Cursor, EventStore, EventType, StreamNotFound, open_store
+from eventstore.chain import digest
+from eventstore.records import link_of
 from eventstore.sqlite.queries import migrations
 from projections import BUILT_IN, scavenge
-from projections.cli import COMMANDS, main, rebuild_projections
+from projections.cli import rebuild_projections
 from projections.cli.progress import _Pace
+from projections.transfer import Part, export_log
 from tests.eventstore.events import SESSION, created, new_event, session
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +204,7 @@ def test_help_has_an_example_and_the_exit_codes(words: tuple[str, ...]) -> None:
 
 def test_the_commands_start_without_adk(db: Path) -> None:
     code = (
-        "import sys; from projections.cli import main\n"
+        "import sys; from adk_adapter.cli import main\n"
         "main(sys.argv[1:], standalone_mode=False)\n"
         "assert 'google' not in sys.modules"
     )
@@ -234,12 +237,22 @@ def test_without_a_path_it_looks_where_the_service_would(
     assert document("verify")["database"] == str(db)
 
 
-@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in EVERY if words != ("ddl",)], ids=" ".join)
 def test_no_command_makes_a_file(words: tuple[str, ...], tmp_path: Path) -> None:
-    name = ["usage"] if words[-1] == "drop" else []
-    done = invoke(*words, *name, "--db", tmp_path / "new.db")
-    assert done.exit_code == 2
-    assert "does not exist" in done.stderr
+    none = [tmp_path / "none"]
+    places = {"drop": ["usage"], "backup": none, "restore": none}
+    places["recover"] = places["copy"] = [*none, tmp_path / "new"]
+    places["import"] = places["export"] = none
+    places |= {f"sessions {name}": ["s"] for name in ("show", "delete", "label")}
+    places |= {"sessions title": ["s", "t"], "events show": [1], "erase-user": ["u"]}
+    places["purge"] = ["--older-than", "1d"]
+    needed = places.get(" ".join(words), places.get(words[-1], []))
+    done = invoke(*words, *needed, "--db", tmp_path / "new.db")
+    if words == ("doctor",):  # which says so, and what to do
+        assert (done.exit_code, "does not exist" in done.stdout) == (1, True)
+    else:
+        assert done.exit_code == 2
+        assert "does not exist" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,6 +278,7 @@ def test_the_page_shows_what_works_and_all_there_is(
     db.rename(place / "adk.sqlite3")
     with closing(open_store(place / "adk.sqlite3", BUILT_IN)) as store:
         asyncio.run(_create(store, "test_app", "test_user"))
+    shutil.copy(ROOT / "tests/adk_adapter/old_files/sqlite-1.39.1.db", tmp_path / "old.db")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```sh\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
@@ -602,6 +616,33 @@ def test_options_that_exclude_each_other(words: list[str], db: Path) -> None:
     assert (done.exit_code, "cannot go with" in done.stderr) == (2, True)
 
 
+# Copies, exports, the version.
+
+
+def test_a_dry_run_of_a_copy_says_what_it_would_do(db: Path, tmp_path: Path) -> None:
+    done = invoke("copy", db, tmp_path / "new.sqlite3", "--dry-run")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"A dry run: it would copy {db} to {tmp_path / 'new.sqlite3'}: ")
+    assert not (tmp_path / "new.sqlite3").exists()
+
+
+def test_an_export_is_not_restored(db: Path, tmp_path: Path) -> None:
+    with closing(open_store(db, BUILT_IN)) as store:
+        export_log(store, tmp_path / "all.jsonl")
+        with pytest.raises(StreamNotFound, match="sessions list"):
+            export_log(store, tmp_path / "none.jsonl", Part("none"))
+    done = invoke("restore", tmp_path / "all.jsonl", "--db", tmp_path / "new.sqlite3")
+    assert done.exit_code == 2
+    assert (
+        f"is an export, not a backup. Take it in: adk-eventstore import {tmp_path}" in done.stderr
+    )
+
+
+def test_which_version_it_is() -> None:
+    said = run("adk-eventstore", "--version").stdout
+    assert re.fullmatch(r"adk-eventstore, version \d+\.\d+.*\n", said)
+
+
 # Anchors.
 
 
@@ -655,21 +696,7 @@ def test_rewritten_history_is_found(db: Path, anchor: Path) -> None:
     with closing(open_store(db, BUILT_IN)) as store:
         before, logged = store.snapshot(lambda s: s.read_log(4, 6, 2))
     event, delta = logged.event, b'{"session":{"n":1000}}'
-    link = next_link(
-        before.chain,
-        version=event.version,
-        event_id=event.event_id,
-        event_type=event.type,
-        schema_version=event.schema_version,
-        encoding=event.encoding,
-        recorded_at=event.recorded_at,
-        timestamp=event.timestamp,
-        author=event.author,
-        invocation_id=event.invocation_id,
-        codec=event.codec,
-        delta_digest=digest(delta),
-        data_digest=logged.data_digest,
-    )
+    link = link_of(logged._replace(delta_digest=digest(delta)), before.chain)
     with past_the_triggers(db) as connection:
         connection.execute(
             "UPDATE events SET delta = ?, delta_digest = ?, chain = ? WHERE position = 6",

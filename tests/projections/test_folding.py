@@ -129,10 +129,8 @@ def test_folding_by_pages_of_any_size_equals_folding_event_by_event(
                 with closing(FoldedTable(projection.table, rows_in_memory=2)) as paged:
                     for after in range(0, head, size):
                         upto = min(after + size, head)
-                        deltas, streams = store.snapshot(
-                            lambda s, a=after, u=upto: s.read_deltas(a, u, 1000)
-                        )
-                        paged.apply(DeltaPage(deltas, dict(streams), upto).changes(projection))
+                        deltas = store.snapshot(lambda s, a=after, u=upto: s.read_deltas(a, u))
+                        paged.apply(DeltaPage(deltas).changes(projection))
                     assert list(paged.rows()) == inline[projection.name]
 
 
@@ -176,10 +174,9 @@ class Poisoned(BulkProjection):
             raise LookupError("content")
         return ()
 
-    def apply_page(self, events: Any, streams: Any) -> Any:
-        for event in events:
-            if event[0] == 3:
-                raise LookupError("content")
+    def apply_page(self, page: Any) -> Any:
+        if any(stream.last == 3 for stream in page.streams):
+            raise LookupError("content")
         return ()
 
 
@@ -187,13 +184,13 @@ def test_who_cannot_fold_an_event_is_named_without_what_it_holds(database: Path)
     with closing(open_store(database, BUILT_IN)) as store:
         perform_all(store, [("create", (str(n), "user", "app"), {}) for n in range(4)])
         events = store.snapshot(lambda s: s.read_all(0, 4, 10))
-        deltas, streams = store.snapshot(lambda s: s.read_deltas(0, 4, 10))
+        deltas = store.snapshot(lambda s: s.read_deltas(0, 4))
         page = EventPage(events, 4)
         with pytest.raises(ProjectionFailed, match="'poisoned' failed at position 3") as raised:
             list(page.changes(Poisoned()))
         assert "content" not in str(raised.value)
         with pytest.raises(ProjectionFailed, match=r"'poisoned' .* before position 5") as raised:
-            list(DeltaPage(deltas, dict(streams), 4).changes(Poisoned()))
+            list(DeltaPage(deltas).changes(Poisoned()))
         assert "content" not in str(raised.value)
         before = rows(store)
         with pytest.raises(ProjectionFailed):

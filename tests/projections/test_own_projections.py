@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -38,6 +37,7 @@ from eventstore import (
     ProjectionMissing,
     Put,
     RecordedEvent,
+    SchemaAltered,
     StorageFailed,
     StreamKey,
     StreamKind,
@@ -59,7 +59,10 @@ from projections import (
     verify,
 )
 from projections.rebuild import Scope
+from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
+from tests.fresh import run_python
+from tests.places import leftovers, query
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 15
@@ -76,7 +79,8 @@ class Said(Projection):
     name = "said"
     version = 1
     table = Table("said", {"session_id": "integer", "author": "text"}, {"times": "integer"})
-    views = {"sqlite": {"adk_said": "SELECT author, sum(times) AS times FROM said GROUP BY author"}}
+    view = "SELECT author, sum(times) AS times FROM said GROUP BY author"
+    views = {"sqlite": {"adk_said": view}, "postgresql": {"adk_said": view}}
 
     def apply(self, event):
         if event.type == EventType.ADK_EVENT:
@@ -117,16 +121,8 @@ def python(code: str, *arguments: object, site: Path | None = None) -> tuple[str
     """What a program with a package, or without, says and how its error ends."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PYTHONPATH"] = f"{site or ''}{os.pathsep}{ROOT}"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_python(code, Path.cwd(), *arguments, environment=environment)
     return done.stdout, done.stderr.strip().rpartition("\n")[2]
-
-
-def query(path: Path, statement: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        return connection.execute(statement).fetchall()
 
 
 REBUILD = """
@@ -139,50 +135,112 @@ store.close()
 """
 
 
-def test_an_installed_inline_projection_is_active(database: Path, site: Path) -> None:
-    said, error = python(SAY, database, site=site)
-    assert (said, error) == ("{'sessions': 1, 'state': 1, 'said': 1} 0\nTrue\n", "")
-    assert query(database, "SELECT * FROM adk_said") == [("ada", 1)]
-    before = query(database, "SELECT count(*) FROM events")
-    said, error = python(SAY, database)
+def test_an_installed_inline_projection_is_active(target: str, site: Path) -> None:
+    said, error = python(SAY, target, site=site)
+    assert (said, error) == ("{'sessions': 2, 'state': 1, 'said': 1} 0\nTrue\n", "")
+    assert query(target, "SELECT * FROM adk_said") == [("ada", 1)]
+    before = query(target, "SELECT count(*) FROM events")
+    said, error = python(SAY, target)
     assert said == ""
     assert "ProjectionMissing" in error
     assert "'said'" in error
     assert "Install the package" in error
-    assert query(database, "SELECT count(*) FROM events") == before
+    assert query(target, "SELECT count(*) FROM events") == before
 
 
 def test_an_open_process_that_lacks_a_new_inline_projection_stops_writing(
-    store: EventStore, database: Path, site: Path
+    store: EventStore, target: str, site: Path
 ) -> None:
     asyncio.run(fill(store, 1))
-    assert python(REBUILD, database, site=site)[0] == "['sessions', 'state', 'said']\n"
+    assert python(REBUILD, target, site=site)[0] == "['sessions', 'state', 'said']\n"
     with pytest.raises(ProjectionMissing, match="'said'"):
         asyncio.run(say(store))
-    assert query(database, "SELECT count(*) FROM events") == [(2,)]
+    assert query(target, "SELECT count(*) FROM events") == [(2,)]
 
 
-def test_an_inline_projection_that_is_new_to_a_database(database: Path, site: Path) -> None:
-    assert python(SAY, database)[1] == ""
-    said, error = python(SAY, database, site=site)
+def test_an_inline_projection_that_is_new_to_a_database(target: str, site: Path) -> None:
+    assert python(SAY, target)[1] == ""
+    said, error = python(SAY, target, site=site)
     assert said == ""
     assert "ProjectionMissing" in error
     assert "rebuild-projections" in error
-    assert python(REBUILD, database, site=site) == ("['sessions', 'state', 'said']\n", "")
-    assert python(SAY, database, site=site)[1] == ""
-    assert query(database, "SELECT * FROM adk_said") == [("ada", 2)]
+    assert python(REBUILD, target, site=site) == ("['sessions', 'state', 'said']\n", "")
+    assert python(SAY, target, site=site)[1] == ""
+    assert query(target, "SELECT * FROM adk_said") == [("ada", 2)]
 
 
-def test_a_package_that_cannot_be_loaded_is_named(database: Path, site: Path) -> None:
+class Told(Projection):
+    """When somebody was last told something, in the first version of it."""
+
+    name = "told"
+    version = 1
+    table: ClassVar[Table] = Table("told", {"stream_id": "integer"}, {"at": "real"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        if event.type == EventType.ADK_EVENT:
+            yield Put((event.stream.id,), self.values(event))
+
+    def values(self, event: RecordedEvent) -> tuple[Any, ...]:
+        return (event.timestamp,)
+
+
+class ToldWho(Told):
+    """With the session's name, which an upgrade finds in the log."""
+
+    version = 2
+    table: ClassVar = Table("told", {"stream_id": "integer"}, {"at": "real", "who": "text"})
+    select = "SELECT stream_id, at, session_id FROM told JOIN streams ON streams.id = stream_id"
+    upgrades: ClassVar = {"sqlite": {1: select}, "postgresql": {1: select}}
+
+    def values(self, event: RecordedEvent) -> tuple[Any, ...]:
+        return event.timestamp, event.stream.key.session_id
+
+
+class ToldWrongly(ToldWho):
+    upgrades: ClassVar = {"sqlite": {1: "SELECT nothing"}, "postgresql": {1: "SELECT nothing"}}
+
+
+def test_a_table_of_an_older_version_is_brought_up_to_date(target: str) -> None:
+    with closing(open_store(target, [*BUILT_IN, Told()])) as store:
+        asyncio.run(say(store))
+    query(target, "CREATE INDEX of_mine ON told (at)")
+    with pytest.raises(ProjectionMissing, match="rebuild-projections"):
+        open_store(target, [*BUILT_IN, ToldWrongly()])
+    with closing(open_store(target, [*BUILT_IN, ToldWho()])) as store:
+        ((_, at, who),) = query(target, "SELECT * FROM told")
+        assert (at > 0, who) == (True, SESSION.session_id)
+        assert verify(store, [*BUILT_IN, ToldWho()]).clean
+        query(target, "DROP INDEX of_mine")
+    with pytest.raises(ProjectionMissing, match="version 2, this process 1"):
+        open_store(target, [*BUILT_IN, Told()])
+    with closing(open_store(target, [*BUILT_IN, ToldWho()])) as store:
+        assert verify(store, [*BUILT_IN, ToldWho()]).clean
+
+
+def test_a_package_that_cannot_be_loaded_is_named(target: str, site: Path) -> None:
     (site / "said_package.py").write_text(f"raise RuntimeError({SECRET!r})")
-    error = python(SAY, database, site=site)[1]
+    error = python(SAY, target, site=site)[1]
     assert "ProjectionMissing: Projection 'said'" in error
     assert "RuntimeError" in error
     (site / "said_package.py").write_text("class Said: pass")
-    assert "InvalidProjection" in python(SAY, database, site=site)[1]
+    assert "InvalidProjection" in python(SAY, target, site=site)[1]
 
 
 # Followed
+
+
+def test_a_table_of_the_log_is_not_dropped_whatever_is_noted(target: str) -> None:
+    words = Words()
+    with closing(open_store(target, BUILT_IN)) as store:
+        asyncio.run(say(store, "a b"))
+        run(store, [words])
+        for table in ("streams", "events", "no such", "shadow_state"):
+            query(target, f"UPDATE projections SET table_name = '{table}' WHERE name = 'words'")
+            with pytest.raises(SchemaAltered, match="verify --fix"):
+                asynchronous.drop(store, "words")
+        assert verify(store, BUILT_IN, [words], fix=True).clean
+        asynchronous.drop(store, "words")
+        assert verify(store, BUILT_IN).clean
 
 
 class Words(Projection):
@@ -262,8 +320,8 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-async def test_one_that_is_given_follows_in_the_background(database: Path) -> None:
-    async with DatabaseSessionService(database, projections=[Words()]) as service:
+async def test_one_that_is_given_follows_in_the_background(target: str) -> None:
+    async with DatabaseSessionService(target, projections=[Words()]) as service:
         store = service._store
         await fill(store, 5)
         await asyncio.to_thread(until, lambda: times(store, Words()).get("a") == 5)
@@ -301,17 +359,15 @@ run(store, (Words(),))
 """
 
 
-def start_following(database: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", FOLLOW, str(database)])
+def start_following(target: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", FOLLOW, str(target)])
 
 
-async def test_exactly_once_in_effect_whenever_it_is_killed(
-    store: EventStore, database: Path
-) -> None:
+async def test_exactly_once_in_effect_whenever_it_is_killed(store: EventStore, target: str) -> None:
     run(store, (Words(),))
     await fill(store, 300)
     for reached in (20, 120):
-        process = start_following(database)
+        process = start_following(target)
         await asyncio.to_thread(until, lambda least=reached: of(store, Words()).checkpoint > least)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -390,8 +446,13 @@ def unfit_changes() -> Iterator[Any]:
 
 @pytest.mark.parametrize("change", list(unfit_changes()), ids=repr)
 async def test_a_change_that_does_not_fit_is_found_at_its_event(
-    store: EventStore, change: Any, database: Path
+    target: str, another: str, change: Any
 ) -> None:
+    with closing(open_store(target, BUILT_IN)) as store:
+        await _refuse(store, another, change)
+
+
+async def _refuse(store: EventStore, another: str, change: Any) -> None:
     unfit = Unfit()
     unfit.unfit = lambda _: change  # type: ignore[method-assign]
     await say(store, "poison")
@@ -399,7 +460,7 @@ async def test_a_change_that_does_not_fit_is_found_at_its_event(
     assert stopped.failed_at == 2
     # Inline it refuses the append, and the log does not have it.
     inline = (*BUILT_IN, unfit)
-    with closing(open_store(database.with_name("inline.db"), inline)) as other:
+    with closing(open_store(another, inline)) as other:
         with pytest.raises(ProjectionFailed) as raised:
             await say(other, f"poison {SECRET}")
         assert raised.value.projection == "unfit"
@@ -428,12 +489,12 @@ def test_the_background_says_once_why_it_waits(
     ]  # fmt: skip
 
 
-async def test_maintenance_never_meets_the_services_own_background(database: Path) -> None:
-    async with DatabaseSessionService(database) as service:
+async def test_maintenance_never_meets_the_services_own_background(target: str) -> None:
+    async with DatabaseSessionService(target) as service:
         await fill(service._store, 300)
     for n in range(4):
         fresh = type("Fresh", (Words,), {"version": n + 1})
-        async with DatabaseSessionService(database, projections=[fresh()]) as service:
+        async with DatabaseSessionService(target, projections=[fresh()]) as service:
             if n % 2:
                 await asyncio.to_thread(until, lambda n=n: of(service._store, Words()).version > n)
             assert (await service.verify()).clean
@@ -441,7 +502,7 @@ async def test_maintenance_never_meets_the_services_own_background(database: Pat
             assert times(service._store, Words())["a"] == 300
 
 
-async def test_what_a_newer_version_wrote_is_left_alone(database: Path) -> None:
+async def test_what_a_newer_version_wrote_is_left_alone(target: str) -> None:
     class Newer(Words):
         version = 2
 
@@ -449,11 +510,11 @@ async def test_what_a_newer_version_wrote_is_left_alone(database: Path) -> None:
         name = "second"
         table = Words.table._replace(name="second")
 
-    async with DatabaseSessionService(database) as service:
+    async with DatabaseSessionService(target) as service:
         run(service._store, (Newer(),))
         await fill(service._store, 2)
         run(service._store, (Newer(),))
-    async with DatabaseSessionService(database, projections=[Words(), Second()]) as service:
+    async with DatabaseSessionService(target, projections=[Words(), Second()]) as service:
         await asyncio.to_thread(until, lambda: times(service._store, Second()).get("a") == 2)
         # The rows of a newer version are left to those who have it.
         assert of(service._store, Words()).version == 2
@@ -463,7 +524,7 @@ async def test_what_a_newer_version_wrote_is_left_alone(database: Path) -> None:
             service.vacuum()
 
 
-async def test_a_new_version_is_built_anew(store: EventStore, database: Path) -> None:
+async def test_a_new_version_is_built_anew(store: EventStore, target: str) -> None:
     class Louder(Words):
         version = 2
         table = Table("words", {"user_id": "integer", "word": "text", "loud": "integer"},
@@ -483,7 +544,7 @@ async def test_a_new_version_is_built_anew(store: EventStore, database: Path) ->
         ("a", 1, 4), ("b0", 1, 2), ("b1", 1, 1), ("b2", 1, 1)
     }  # fmt: skip
     assert verify(store, BUILT_IN, (Louder(),)).clean
-    assert query(database, "SELECT name FROM sqlite_schema WHERE name LIKE 'retired%'") == []
+    assert leftovers(target) == []
 
 
 # Definitions
@@ -525,23 +586,35 @@ def test_an_invalid_definition_says_what_is_wrong(
         open_store(database, (*BUILT_IN, invalid))
 
 
+def test_a_view_that_the_server_cannot_make_is_refused(postgres: Place) -> None:
+    view = {"postgresql": {"adk_x": "SELEKT 1"}}
+    invalid = type("Invalid", (Words,), {"views": view})()
+    for open_it in (
+        lambda: open_store(postgres.target, (*BUILT_IN, invalid)),
+        lambda: DatabaseSessionService(postgres.target, projections=[invalid]),
+        lambda: open_store(postgres.target, (*BUILT_IN, invalid), for_rebuild=True),
+    ):
+        with pytest.raises(InvalidProjection, match="SELEKT"):
+            open_it()
+
+
 @pytest.mark.parametrize("what", [Words, "words", None, object()])
-def test_only_projections_can_be_given(database: Path, what: Any) -> None:
+def test_only_projections_can_be_given(target: str, what: Any) -> None:
     with pytest.raises(InvalidProjection, match=r"is no eventstore\.Projection"):
-        DatabaseSessionService(database, projections=[what])
+        DatabaseSessionService(target, projections=[what])
 
 
-def test_names_and_tables_are_distinct(database: Path) -> None:
+def test_names_and_tables_are_distinct(target: str) -> None:
     same = type("Same", (Words,), {"name": "other"})()
     view = {"sqlite": {"adk_state": "SELECT 1"}}
     with pytest.raises(InvalidProjection, match="another one has"):
-        DatabaseSessionService(database, projections=[type("View", (Words,), {"views": view})()])
+        DatabaseSessionService(target, projections=[type("View", (Words,), {"views": view})()])
     for given_too in (Words(), same):
         with pytest.raises(InvalidProjection, match="another one has"):
-            DatabaseSessionService(database, projections=[Words(), given_too])
+            DatabaseSessionService(target, projections=[Words(), given_too])
     state = type("State", (Words,), {"table": Words.table._replace(name="state")})()
     with pytest.raises(InvalidProjection, match="another one has"):
-        DatabaseSessionService(database, projections=[state])
+        DatabaseSessionService(target, projections=[state])
 
 
 # The law

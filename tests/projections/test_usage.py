@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -67,6 +66,7 @@ from projections.usage import UsageRow
 from projections.usage_cli import usage_command
 from tests.adk_adapter.agents import called, note, spoken, text
 from tests.eventstore.events import SESSION, created, new_event, session
+from tests.places import query
 
 DAY = 86_400.0
 SECONDS = 15
@@ -129,8 +129,8 @@ TOKENS = {
 }
 
 
-async def test_what_the_real_runner_did(database: Path) -> None:
-    async with DatabaseSessionService(database, projections=[UsageProjection()]) as service:
+async def test_what_the_real_runner_did(target: str) -> None:
+    async with DatabaseSessionService(target, projections=[UsageProjection()]) as service:
         before = datetime.now(UTC).date()
         call = Reply(spoken([called("note", word="x"), called("note", word="y")]), 0.05)
         call.usage = TOKENS
@@ -151,8 +151,8 @@ async def test_what_the_real_runner_did(database: Path) -> None:
         assert total.mean_latency_ms == pytest.approx(total.latency_us / 3000)
 
 
-async def test_a_stream_is_one_call_whose_latency_nobody_knows(database: Path) -> None:
-    async with DatabaseSessionService(database, projections=[UsageProjection()]) as service:
+async def test_a_stream_is_one_call_whose_latency_nobody_knows(target: str) -> None:
+    async with DatabaseSessionService(target, projections=[UsageProjection()]) as service:
         parts = [Reply(spoken("a"), 0.01, partial=True, usage=TOKENS) for _ in range(3)]
         whole = Reply(spoken("aaa"), partial=False, usage=TOKENS)
         await converse(service, [[*parts, whole]], stream=True)
@@ -415,9 +415,9 @@ store.close()
 
 
 @pytest.fixture
-def followers(database: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def followers(target: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Two processes that begin to follow when a line is written to them."""
-    command = [sys.executable, "-c", FOLLOW, str(database)]
+    command = [sys.executable, "-c", FOLLOW, str(target)]
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -463,8 +463,8 @@ async def test_two_processes_of_which_one_is_killed(
 # Asking for it
 
 
-async def test_it_is_off_until_it_is_enabled(database: Path) -> None:
-    async with DatabaseSessionService(database) as service:
+async def test_it_is_off_until_it_is_enabled(target: str) -> None:
+    async with DatabaseSessionService(target) as service:
         await service.create_session("app", "ada", "s")
         with pytest.raises(ProjectionMissing, match="UsageProjection") as raised:
             await service.usage()
@@ -472,11 +472,11 @@ async def test_it_is_off_until_it_is_enabled(database: Path) -> None:
         assert "usage" not in [each.projection for each in status(service._store)]
 
 
-async def test_the_argument_enables_it_for_every_process(database: Path) -> None:
+async def test_the_argument_enables_it_for_every_process(target: str) -> None:
     reply = Reply(spoken("hi"), usage=TOKENS)
-    async with DatabaseSessionService(database) as plain:
+    async with DatabaseSessionService(target) as plain:
         await converse(plain, [[reply]])
-        async with DatabaseSessionService(database, projections=[UsageProjection()]) as service:
+        async with DatabaseSessionService(target, projections=[UsageProjection()]) as service:
             assert total(await service.usage()) == (1, 129)
         # This one was open before: it verifies, counts and vacuums it all the same.
         await converse(plain, [[reply]])
@@ -487,7 +487,7 @@ async def test_the_argument_enables_it_for_every_process(database: Path) -> None
         assert plain.vacuum()["sessions"] == 1
         assert total(await plain.usage()) == (2, 258)
         assert (await plain.verify()).clean
-    async with DatabaseSessionService(database) as later:
+    async with DatabaseSessionService(target) as later:
         await converse(later, [[reply]])
         await until(lambda: checkpoint(later._store) == later.get_stats()["head"])
         assert total(usage(later._store)) == (3, 387)
@@ -574,17 +574,16 @@ def test_questions_that_make_no_sense(used: EventStore, question: Any) -> None:
         usage(used, **question)
 
 
-def test_the_view(used: EventStore, database: Path) -> None:
-    with closing(sqlite3.connect(database)) as connection:
-        sql = "SELECT app_name, user_id, sum(model_calls), sum(total_tokens) FROM adk_usage"
-        rows = connection.execute(f"{sql} GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
-        assert rows == [("a", "u", 3, 3), ("a", "v", 3, 3), ("b", "u", 3, 3), ("b", "v", 3, 3)]
-        assert connection.execute("SELECT mean_latency_ms FROM adk_usage").fetchone() == (None,)
+def test_the_view(used: EventStore, target: str) -> None:
+    sql = "SELECT app_name, user_id, sum(model_calls), sum(total_tokens) FROM adk_usage"
+    rows = query(target, f"{sql} GROUP BY 1, 2 ORDER BY 1, 2")
+    assert rows == [("a", "u", 3, 3), ("a", "v", 3, 3), ("b", "u", 3, 3), ("b", "v", 3, 3)]
+    assert query(target, "SELECT mean_latency_ms FROM adk_usage LIMIT 1") == [(None,)]
 
 
-def test_the_command(used: EventStore, database: Path) -> None:
+def test_the_command(used: EventStore, target: str) -> None:
     asked = CliRunner().invoke(
-        usage_command, ["--db", str(database), "--by", "app,day", "--by", "model", "--until",
+        usage_command, ["--db", str(target), "--by", "app,day", "--by", "model", "--until",
                         "1970-01-02", "--format", "json"]
     )  # fmt: skip
     assert asked.exit_code == 0, asked.output
@@ -596,31 +595,31 @@ def test_the_command(used: EventStore, database: Path) -> None:
         ["b", "1970-01-02", "m1", 2],
     ]
     assert document["rows"][0]["mean_latency_ms"] is None
-    table = CliRunner().invoke(usage_command, ["--db", str(database), "--user", "u"])
+    table = CliRunner().invoke(usage_command, ["--db", str(target), "--user", "u"])
     assert table.exit_code == 0
     first, *lines = table.output.splitlines()
     assert first.startswith("day         model_calls")
     assert [line.split()[:2] for line in lines] == [
         ["1970-01-01", "2"], ["1970-01-02", "2"], ["1970-01-03", "2"]
     ]  # fmt: skip
-    nothing = CliRunner().invoke(usage_command, ["--db", str(database), "--user", "x"])
+    nothing = CliRunner().invoke(usage_command, ["--db", str(target), "--user", "x"])
     assert (nothing.exit_code, nothing.output) == (0, "Nothing was used.\n")
 
 
-def test_the_command_that_could_not_run_says_why(database: Path) -> None:
+def test_the_command_that_could_not_run_says_why(target: str) -> None:
     for arguments in ([], ["--by", "week"]):
-        result = CliRunner().invoke(usage_command, ["--db", str(database), *arguments])
-        assert (result.exit_code, database.exists()) == (2, False)
-    open_store(database, BUILT_IN).close()
-    result = CliRunner().invoke(usage_command, ["--db", str(database)])
+        result = CliRunner().invoke(usage_command, ["--db", str(target), *arguments])
+        assert (result.exit_code, Path(target).exists()) == (2, False)
+    open_store(target, BUILT_IN).close()
+    result = CliRunner().invoke(usage_command, ["--db", str(target)])
     assert result.exit_code == 2
     assert "projections run usage" in result.output
-    result = CliRunner().invoke(usage_command, ["--db", str(database), "--since", "monday"])
+    result = CliRunner().invoke(usage_command, ["--db", str(target), "--since", "monday"])
     assert result.exit_code == 2
     assert "--since" in result.output or "since" in result.output
 
 
-def test_names_cannot_steer_a_terminal(store: EventStore, database: Path) -> None:
+def test_names_cannot_steer_a_terminal(store: EventStore, target: str) -> None:
     async def fill() -> None:
         key = session("s", "\x1b[2Jeve\nil")
         await store.create(key, created())
@@ -628,6 +627,6 @@ def test_names_cannot_steer_a_terminal(store: EventStore, database: Path) -> Non
 
     asyncio.run(fill())
     run(store, (UsageProjection(),))
-    result = CliRunner().invoke(usage_command, ["--db", str(database), "--by", "user"])
+    result = CliRunner().invoke(usage_command, ["--db", str(target), "--by", "user"])
     assert "\x1b" not in result.output
     assert len(result.output.splitlines()) == 2

@@ -1,0 +1,1 @@
+"""Faults on purpose: killed processes, power cuts, full and failing disks."""

@@ -1,0 +1,54 @@
+"""A process that outlives the tests by a moment: it ends the servers in a folder and removes it.
+
+Run with the folder as its argument, by `server.py` only. It waits for a byte on its input, or for
+the end of it: so also a test run that is killed leaves neither a server nor a file behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+STOP_SECONDS = 10
+
+
+def servers(folder: Path) -> list[int]:
+    """Process ids of the servers that run on data in the folder."""
+    found = []
+    for noted in folder.glob("*/postmaster.pid"):
+        pid = int(noted.read_text().splitlines()[0])
+        command = Path(f"/proc/{pid}/cmdline")
+        # A server that was killed leaves its note behind, and its id may be somebody else's by now.
+        if not Path("/proc/self").exists() or (
+            command.exists() and os.fsencode(noted.parent) in command.read_bytes().split(b"\0")
+        ):
+            found.append(pid)
+    return found
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    for ignored in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(ignored, signal.SIG_IGN)
+    sys.stdin.buffer.read(1)
+    deadline = time.monotonic() + STOP_SECONDS
+    # At once, with all connections cut: nobody reads this data again.
+    how = signal.SIGQUIT
+    while running := servers(folder):
+        for pid in running:
+            try:
+                os.kill(pid, how)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            how = signal.SIGKILL
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""What maintenance writes is whole or not there; tables of before are brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import ClassVar
+
+import msgspec
+import psycopg
+import pytest
+
+from eventstore import (
+    EventIdConflict,
+    EventStore,
+    MaintenanceRunning,
+    MaintenanceTransaction,
+    ProjectionMissing,
+    StorageFailed,
+    Stream,
+    open_store,
+)
+from eventstore.postgres.locks import Locks
+from projections import BUILT_IN, StateProjection, rebuild, verify
+from tests.conftest import Place
+from tests.eventstore.events import SESSION, new_event, session
+from tests.places import query
+from tests.postgres.server import execute
+from tests.postgres.test_order import until
+from tests.processes import fresh_processes
+from tests.projections.test_own_projections import Told, ToldWho, say
+
+PROCESSES = fresh_processes()
+OTHER = session("other")
+
+
+@pytest.fixture
+def store(postgres: Place) -> Iterator[EventStore]:
+    with closing(open_store(postgres.target, BUILT_IN)) as opened:
+        for key in (SESSION, OTHER):
+            asyncio.run(say(opened, key=key))
+        yield opened
+
+
+def live(transaction: MaintenanceTransaction, key: object = SESSION) -> Stream:
+    stream = transaction.find_stream(key)  # type: ignore[arg-type]
+    assert stream is not None
+    return stream
+
+
+def positions(postgres: Place) -> list[int]:
+    return [n for (n,) in query(postgres.target, "SELECT position FROM events ORDER BY 1")]
+
+
+# Events that wait.
+
+
+def test_reads_find_what_waits(store: EventStore, postgres: Place) -> None:
+    def write(transaction: MaintenanceTransaction) -> None:
+        stream = live(transaction)
+        for n in range(3):
+            stream = transaction.append(stream, new_event(delta={"session": {"n": n}})).stream
+            assert live(transaction).version == n + 3
+            row = transaction.row(StateProjection(), (stream.id, "n"))
+            assert row is not None
+            assert row[2] == str(n)
+        assert [event.version for event in transaction.read(stream)] == [1, 2, 3, 4, 5]
+
+    store.transact(write)
+    assert verify(store, BUILT_IN).clean
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_position_that_is_drawn_comes_behind_one_that_was_given(
+    store: EventStore, postgres: Place, count: int
+) -> None:
+    logged = store.snapshot(lambda s: s.read_log(0, s.head(), 10))[-1]
+
+    def write(transaction: MaintenanceTransaction) -> None:
+        stream = live(transaction)
+        for _ in range(count):
+            stream = transaction.append(stream, new_event()).stream
+        given = transaction.head() + 1
+        event = logged.event._replace(version=3, event_id="given")
+        transaction.import_event(live(transaction, OTHER), logged._replace(event=event), given)
+        assert transaction.append(stream, new_event()).position == given + 1
+
+    store.transact(write)
+    assert len(set(positions(postgres))) == len(positions(postgres))
+
+
+def test_a_function_that_goes_on_behind_a_conflict_has_done_nothing(
+    store: EventStore, postgres: Place
+) -> None:
+    def write(transaction: MaintenanceTransaction) -> None:
+        stream = live(transaction, OTHER)
+        for n in range(5):
+            stream = transaction.append(stream, new_event(event_id=f"e{n}")).stream
+        transaction.flush()
+        stream = transaction.append(stream, new_event(event_id="late")).stream
+        with suppress(EventIdConflict):
+            transaction.append(stream, new_event(event_id="e4"))
+            transaction.flush()
+
+    before = positions(postgres)
+    with pytest.raises(EventIdConflict, match="'e4'"):
+        store.transact(write)
+    assert positions(postgres) == before
+
+
+def test_nor_one_that_goes_on_behind_an_error_of_the_server(
+    store: EventStore, postgres: Place
+) -> None:
+    def write(transaction: MaintenanceTransaction) -> None:
+        transaction.append(live(transaction), new_event())
+        transaction.flush()
+        with suppress(psycopg.Error):
+            transaction.connection.execute("SELECT 1 / 0")  # type: ignore[attr-defined]
+
+    before = positions(postgres)
+    with pytest.raises(StorageFailed, match="went on behind an error"):
+        store.transact(write)
+    assert positions(postgres) == before
+
+
+def test_a_codec_that_was_undone_is_noted_again(store: EventStore, postgres: Place) -> None:
+    def write(transaction: MaintenanceTransaction) -> None:
+        event = msgspec.structs.replace(new_event(), codec="new")
+        stream = transaction.append(live(transaction), event).stream
+        transaction.read(stream)  # with the names of codecs
+
+    def fail(transaction: MaintenanceTransaction) -> None:
+        write(transaction)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.transact(fail)
+    store.transact(write)
+    store.close()
+    assert len(query(postgres.target, "SELECT 1 FROM codecs WHERE fingerprint = 'new'")) == 1
+    with closing(open_store(postgres.target, BUILT_IN)) as again:
+        assert verify(again, BUILT_IN).clean
+
+
+# Tables of an older version.
+
+
+class Shown(Told):
+    views: ClassVar = {"postgresql": {"adk_told": "SELECT at FROM told"}}
+
+
+class ShownWho(ToldWho):
+    views: ClassVar = {"postgresql": {"adk_told": "SELECT at, who FROM told"}}
+
+
+def say_once(target: str, projection: Told) -> None:
+    with closing(open_store(target, [*BUILT_IN, projection])) as store:
+        asyncio.run(say(store))
+
+
+def start(target: str, projection: Told) -> None:
+    open_store(target, [*BUILT_IN, projection]).close()
+
+
+def test_processes_that_start_at_once_bring_a_table_up_to_date_once(postgres: Place) -> None:
+    say_once(postgres.target, Told())
+    processes = [
+        PROCESSES.Process(target=start, args=(postgres.target, ToldWho()))  # type: ignore[attr-defined]
+        for _ in range(3)
+    ]
+    locks = Locks(postgres.schema)
+
+    def all_wait() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
+            f"AND (classid::bigint << 32 | objid::bigint) IN ({locks.migrating}, {locks.appending})"
+        )
+        return execute(postgres.url, waiting) == [(len(processes),)] or any(
+            process.exitcode for process in processes
+        )
+
+    with psycopg.connect(postgres.url) as writer:
+        writer.execute("SELECT pg_advisory_xact_lock_shared(%s)", (locks.appending,))
+        for process in processes:
+            process.start()
+        until(all_wait)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    with closing(open_store(postgres.target, [*BUILT_IN, ToldWho()])) as store:
+        assert verify(store, [*BUILT_IN, ToldWho()]).clean
+
+
+def test_not_beside_a_rebuild(postgres: Place) -> None:
+    say_once(postgres.target, Told())
+    with psycopg.connect(postgres.url) as connection:
+        lock = Locks(postgres.schema).maintaining
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        with pytest.raises(MaintenanceRunning):
+            open_store(postgres.target, [*BUILT_IN, ToldWho()])
+    say_once(postgres.target, ToldWho())
+
+
+def test_a_role_that_cannot_replace_a_table_keeps_nobody_off(postgres_database: str) -> None:
+    target = f"{postgres_database}?schema=s"
+    say_once(target, Told())
+    role = "only_reads"
+    query(
+        target,
+        f"DROP ROLE IF EXISTS {role}",
+        f"CREATE ROLE {role} LOGIN",
+        f"GRANT USAGE ON SCHEMA s TO {role}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA s TO {role}",
+    )
+    with psycopg.connect(postgres_database) as writer:
+        writer.execute("SELECT pg_advisory_xact_lock_shared(%s)", (Locks("s").appending,))
+        with pytest.raises(ProjectionMissing, match="rebuild-projections"):
+            open_store(target.replace("//postgres@", f"//{role}@"), [*BUILT_IN, ToldWho()])
+    execute(postgres_database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("how", ["upgrade", "rebuild"])
+def test_owners_and_rights_stay(postgres_database: str, how: str) -> None:
+    owner, reader = f"{how}_owner", f"{how}_reader"
+    execute(
+        postgres_database,
+        *(f"DROP ROLE IF EXISTS {role}" for role in (owner, reader)),
+        f"CREATE ROLE {owner} LOGIN",
+        f"CREATE ROLE {reader}",
+        f"GRANT CREATE ON DATABASE {postgres_database.rpartition('/')[2]} TO {owner}",
+    )
+    target = f"{postgres_database}?schema=s"
+    of_owner = target.replace("//postgres@", f"//{owner}@")
+    say_once(of_owner, Shown())
+    query(target, f"GRANT SELECT ON told, adk_told TO {reader}")
+    with closing(
+        open_store(target, [*BUILT_IN, ShownWho()], for_rebuild=how == "rebuild")
+    ) as store:
+        if how == "rebuild":
+            rebuild(store, [*BUILT_IN, ShownWho()])
+    owners = query(target, "SELECT tableowner FROM pg_tables WHERE tablename = 'told'")
+    owners += query(target, "SELECT viewowner FROM pg_views WHERE viewname = 'adk_told'")
+    assert owners == [(owner,), (owner,)]
+    granted = query(
+        target,
+        "SELECT table_name FROM information_schema.role_table_grants "
+        f"WHERE grantee = '{reader}' ORDER BY 1",
+    )
+    assert granted == [("adk_told",), ("told",)]
+    say_once(of_owner, ShownWho())
+    execute(postgres_database, "DROP SCHEMA s CASCADE", f"DROP OWNED BY {owner}, {reader}",
+            f"DROP ROLE {owner}, {reader}")  # fmt: skip
+
+
+def test_what_others_built_on_a_view_is_left_to_them(postgres: Place) -> None:
+    say_once(postgres.target, Shown())
+    query(postgres.target, "CREATE VIEW theirs AS SELECT at FROM adk_told")
+    with pytest.raises(ProjectionMissing, match="rebuild-projections"):
+        open_store(postgres.target, [*BUILT_IN, ShownWho()])
+    query(postgres.target, "DROP VIEW theirs")
+    say_once(postgres.target, ShownWho())

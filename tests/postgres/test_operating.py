@@ -1,0 +1,488 @@
+"""What operators see: schemas, roles, time limits, passwords, forks, several starting at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from adk_adapter import DatabaseSessionService
+from eventstore import (
+    Cursor,
+    DeleteOwner,
+    EventStore,
+    ForeignDatabase,
+    NotOnThisDatabase,
+    PathUnusable,
+    ProjectionMissing,
+    Put,
+    SchemaAltered,
+    SchemaTooNew,
+    ServerUnavailable,
+    Window,
+    open_store,
+    schema_ddl,
+)
+from eventstore.postgres.queries import queries
+from eventstore.postgres.tables import ProjectionTable
+from projections import BUILT_IN, examine_database, rebuild, scavenge, verify
+from projections.cli import main
+from tests.conftest import Place
+from tests.eventstore.events import SESSION, created, new_event, session
+from tests.places import query
+from tests.postgres.test_order import in_thread, until, waiting
+from tests.processes import fresh_processes
+
+PROCESSES = fresh_processes()
+
+
+async def fill(store: EventStore, key: Any = SESSION, events: int = 3) -> None:
+    loaded = await store.create(key, created(session={"s": 1}, user={"u": 2}, app={"a": 3}))
+    cursor = Cursor(loaded.stream.id, 1)
+    for n in range(events):
+        await store.append(key, new_event(delta={"session": {"n": n}}), cursor)
+
+
+def with_user(place: Place, user: str, password: str = "") -> str:
+    return place.target.replace("//postgres@", f"//{user}:{password}@")
+
+
+# The schema.
+
+
+def test_without_the_right_to_make_it_the_schema_is_made_by_somebody_else(postgres: Place) -> None:
+    with pytest.raises(PathUnusable, match="adk-eventstore ddl"):
+        open_store(postgres.target, BUILT_IN, create_schema=False)
+    printed = CliRunner().invoke(main, ["ddl", "--schema", postgres.schema]).output
+    assert printed.rstrip() == schema_ddl(BUILT_IN, schema=postgres.schema).rstrip()
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(printed.encode())
+    with closing(open_store(postgres.target, BUILT_IN, create_schema=False)) as store:
+        asyncio.run(fill(store))
+        assert verify(store, BUILT_IN).clean
+
+
+def test_a_dry_run_of_migrate_shows_what_would_be_run(postgres: Place) -> None:
+    result = CliRunner().invoke(main, ["migrate", "--dry-run", "--db", postgres.target])
+    assert result.exit_code == 0
+    assert f"CREATE TABLE {postgres.schema}.events" in result.output
+    with pytest.raises(PathUnusable, match="no schema"):
+        open_store(postgres.target, BUILT_IN, create=False)
+    assert CliRunner().invoke(main, ["migrate", "--db", postgres.target]).exit_code == 0
+    open_store(postgres.target, BUILT_IN, create=False).close()
+
+
+def test_whose_schema_it_is_is_looked_at_first(postgres: Place) -> None:
+    query(postgres.target.replace(postgres.schema, "public"), f"CREATE SCHEMA {postgres.schema}")
+    query(postgres.target, "CREATE TABLE events (id integer)")
+    with pytest.raises(ForeignDatabase, match="not ours"):
+        open_store(postgres.target, BUILT_IN)
+    for name in ("sessions", "app_states", "user_states"):
+        query(postgres.target, f"CREATE TABLE {name} (id integer)")
+    with pytest.raises(ForeignDatabase, match="ADK's own"):
+        open_store(postgres.target, BUILT_IN)
+
+
+def test_a_newer_schema_is_refused_also_by_a_process_that_runs(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        query(postgres.target, "UPDATE eventstore SET version = 99")
+        with pytest.raises(SchemaTooNew):
+            asyncio.run(fill(store, session("other")))
+        with pytest.raises(SchemaTooNew):
+            open_store(f"{postgres.target}&application_name=x", BUILT_IN)
+        query(postgres.target, "UPDATE eventstore SET version = 1")
+        query(postgres.target, "INSERT INTO projections VALUES ('more', 1, 'more')")
+        with pytest.raises(ProjectionMissing, match="more"):
+            asyncio.run(fill(store, session("other")))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE events SET author = 'x'",
+        "DELETE FROM events",
+        "TRUNCATE events",
+        "INSERT INTO events SELECT * FROM events",
+        "INSERT INTO events SELECT * FROM events ON CONFLICT (stream_id, version) "
+        "DO UPDATE SET author = 'x'",
+    ],
+)
+@pytest.mark.parametrize("partitions", [0, 4])
+def test_events_are_never_changed(postgres: Place, statement: str, partitions: int) -> None:
+    with closing(open_store(postgres.target, BUILT_IN, partitions=partitions)) as store:
+        asyncio.run(fill(store))
+        statements = [statement]
+        if partitions:
+            statements += [statement.replace(" events", f" events_{n}") for n in range(4)]
+        refused = 0
+        for each in statements:
+            try:
+                query(postgres.target, each)
+            except (psycopg.errors.RestrictViolation, psycopg.errors.UniqueViolation):
+                refused += 1
+        assert refused == 1 if not partitions else refused >= 2
+        assert store.stats()["events"] == 4
+        assert verify(store, BUILT_IN).clean
+
+
+def test_a_lost_trigger_is_noticed(postgres: Place) -> None:
+    open_store(postgres.target, BUILT_IN).close()
+    query(postgres.target, "ALTER TABLE events DISABLE TRIGGER events_no_change")
+    with pytest.raises(SchemaAltered, match="events_no_change"):
+        open_store(postgres.target, BUILT_IN)
+
+
+def test_partitioned_it_does_all_the_same(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN, partitions=3)) as store:
+        for n in range(9):
+            asyncio.run(fill(store, session(str(n))))
+        counts = [
+            query(postgres.target, f"SELECT count(*) FROM events_{n}")[0][0] for n in range(3)
+        ]
+        assert sum(counts) == 36
+        assert sum(count > 0 for count in counts) > 1
+        asyncio.run(_delete(store, "4"))
+        assert scavenge(store, BUILT_IN).sessions == 1
+        rebuild(store, BUILT_IN)
+        assert verify(store, BUILT_IN).clean
+
+
+async def _delete(store: EventStore, name: str) -> None:
+    from eventstore import EventType
+
+    await store.delete(session(name), new_event(EventType.SESSION_DELETED))
+
+
+# Roles.
+
+
+def test_a_role_that_may_only_add(postgres: Place) -> None:
+    """The rights that docs/postgresql.md gives a service are enough for one, and no more."""
+    role = f"role_{postgres.schema}"
+    open_store(postgres.target, BUILT_IN).close()
+    grants = _documented_grants().replace("adk_eventstore", postgres.schema)
+    grants = grants.replace("adk_service", role)
+    query(postgres.target, f"CREATE ROLE {role} LOGIN", *filter(str.strip, grants.split(";")))
+    try:
+        theirs = f"{postgres.target.replace('//postgres@', f'//{role}@')}"
+        with closing(open_store(theirs, BUILT_IN)) as store:
+            asyncio.run(fill(store))
+            asyncio.run(_delete(store, "session"))
+            asyncio.run(fill(store))
+            assert verify(store, BUILT_IN).clean
+            with pytest.raises(PathUnusable, match="lets this role do less"):
+                scavenge(store, BUILT_IN)
+        for statement in (
+            "DELETE FROM events",
+            "UPDATE events SET author = 'x'",
+            "TRUNCATE events",
+            "INSERT INTO maintenance VALUES (1, 'x')",
+            "DROP TRIGGER events_no_change ON events",
+            "CREATE TABLE mine (n integer)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                query(theirs, statement)
+        # A rebuild by somebody who may keeps the rights on the new tables.
+        with closing(open_store(postgres.target, BUILT_IN)) as store:
+            rebuild(store, BUILT_IN)
+            assert scavenge(store, BUILT_IN).sessions == 1
+        with closing(open_store(theirs, BUILT_IN)) as store:
+            asyncio.run(fill(store, session("after")))
+    finally:
+        query(postgres.target, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def _documented_grants() -> str:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text()
+    (block,) = [b for b in page.split("```")[1::2] if "GRANT" in b]
+    return "\n".join(
+        line for line in block.removeprefix("sql\n").splitlines() if not line.startswith("CREATE")
+    )
+
+
+# Time limits.
+
+
+async def _append(store: EventStore, key: Any, delta: Any = None) -> None:
+    stream = await store.load(key, Window(last=0), lambda loaded: loaded.stream)
+    assert stream is not None
+    await store.append(key, new_event(delta=delta), Cursor(stream.id, stream.conversation_version))
+
+
+class Hearing:
+    """An Observer."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.again = 0
+
+    def committed(self, requests: int, seconds: float) -> None:
+        pass
+
+    def retried(self, requests: int) -> None:
+        self.again += requests
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
+def test_one_stuck_session_does_not_keep_the_others_waiting(postgres: Place) -> None:
+    heard = Hearing()
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        store.observe(heard)
+        for name in ("stuck", "b"):
+            asyncio.run(fill(store, session(name)))
+        with psycopg.connect(postgres.url) as holder:
+            lock = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'stuck' FOR UPDATE"
+            holder.execute(lock.encode())
+            stuck = in_thread(lambda: _append_many(store, "stuck"))
+            until(lambda: waiting(postgres, "streams") == 1)
+            for _ in range(5):
+                asyncio.run(_append(store, session("b")))
+            assert stuck.is_alive()
+            assert heard.waits
+            assert heard.again
+        stuck.join()
+        versions = asyncio.run(_numbers(store, "stuck"))
+        assert versions[-10:] == list(range(10))
+        assert verify(store, BUILT_IN).clean
+
+
+async def _append_many(store: EventStore, name: str) -> None:
+    stream = await store.load(session(name), Window(last=0), lambda loaded: loaded.stream)
+    assert stream is not None
+    cursor = Cursor(stream.id, stream.conversation_version)
+    events = [new_event(data={"n": n}) for n in range(10)]
+    await asyncio.gather(*(store.append(session(name), event, cursor) for event in events))
+    await store.barrier()
+
+
+async def _numbers(store: EventStore, name: str) -> list[int]:
+    found = await store.load(
+        session(name), Window(), lambda loaded: [e.payload().get("n") for e in loaded.events]
+    )
+    assert found is not None
+    return found
+
+
+# Passwords.
+
+PASSWORD = "s3cret%2Fword"
+
+
+@pytest.mark.parametrize("query_password", [False, True])
+def test_a_password_is_in_no_error_and_no_log(
+    postgres: Place, caplog: pytest.LogCaptureFixture, query_password: bool
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    target = with_user(postgres, "nobody", PASSWORD)
+    if query_password:
+        target = f"{with_user(postgres, 'nobody').replace(':@', '@')}&password={PASSWORD}"
+    for wrong in (target, f"{target}&unheard_of=1", f"{target}&port=1"):
+        with pytest.raises((ServerUnavailable, PathUnusable)) as raised:
+            open_store(wrong, BUILT_IN)
+        assert raised.value.__cause__ is None
+        said = f"{raised.value} {vars(raised.value)}"
+        assert "nobody" in said
+        result = CliRunner().invoke(main, ["verify", "--db", wrong])
+        assert result.exit_code == 2
+        for text in (said, result.output, caplog.text):
+            assert "s3cret" not in text
+
+
+async def test_nor_in_what_a_service_says_of_itself(
+    postgres: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    # The server trusts everybody here, and so takes any password.
+    async with DatabaseSessionService(with_user(postgres, "postgres", PASSWORD)) as service:
+        await service.ping()
+        assert "s3cret" not in str(service.get_stats())
+    assert "s3cret" not in caplog.text
+    assert postgres.schema in caplog.text
+
+
+async def test_a_function_says_how_to_connect(postgres: Place) -> None:
+    calls = []
+
+    async def connect() -> str:
+        await asyncio.sleep(0)
+        calls.append(1)
+        return postgres.url
+
+    async with DatabaseSessionService(connect=connect, schema=postgres.schema) as service:
+        await service.create_session("app", "u", "s", {"k": 1})
+        found = await service.get_session("app", "u", "s")
+        assert found is not None
+        assert found.state == {"k": 1}
+        assert (await service.verify()).clean
+    assert len(calls) > 1
+    with closing(open_store(None, BUILT_IN, connect=lambda: postgres.url, schema=postgres.schema)):
+        pass
+
+
+# Forks, loops.
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_parent_and_child_go_on_after_a_fork(postgres: Place) -> None:
+    code = """
+import asyncio, os, sys
+from contextlib import closing
+from eventstore import open_store, Cursor, Window
+from projections import BUILT_IN, verify
+from tests.eventstore.events import created, new_event, session
+
+async def work(name):
+    loaded = await store.create(session(name), created(app={name: 1}))
+    cursor = Cursor(loaded.stream.id, 1)
+    for n in range(20):
+        await store.append(session(name), new_event(), cursor)
+    assert len(await store.load(session(name), Window(), lambda loaded: loaded.events)) == 20
+
+store = open_store(sys.argv[1], BUILT_IN)
+asyncio.run(work("before"))
+child = os.fork()
+asyncio.run(work("child" if child == 0 else "parent"))
+if child == 0:
+    store.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+asyncio.run(work("after"))
+assert verify(store, BUILT_IN).clean
+print(store.stats()["sessions"])
+store.close()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, postgres.target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("4\n", "")
+
+
+def test_copies_are_the_servers_own_business(postgres: Place, tmp_path: Any) -> None:
+    with (
+        closing(open_store(postgres.target, BUILT_IN)) as store,
+        pytest.raises(NotOnThisDatabase, match="pg_dump"),
+    ):
+        store.copy_to(str(tmp_path / "copy"))
+    for arguments in (
+        ["backup", str(tmp_path / "copy"), "--db", postgres.target],
+        ["restore", str(tmp_path / "copy"), "--db", postgres.target],
+        ["recover", postgres.target, str(tmp_path / "copy")],
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2, result.output
+        assert "pg_dump" in result.output
+
+
+def test_what_cannot_be_with_a_file(tmp_path: Any) -> None:
+    for option in ({"schema": "x"}, {"connect": lambda: ""}, {"create_schema": False}):
+        with pytest.raises(TypeError, match="postgresql"):
+            open_store(tmp_path / "a.db", BUILT_IN, **option)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://h/d?schema=Bad", "schema"),
+        ("postgresql://h/d?schema=pg_x", "schema"),
+        ("postgresql://h/d?lock_timeout=soon", "lock_timeout"),
+        ("postgresql:d", "no server"),
+    ],
+)
+def test_urls_that_make_no_sense(url: str, reason: str) -> None:
+    with pytest.raises(PathUnusable, match=reason):
+        open_store(url, BUILT_IN)
+
+
+# What every command does with a URL.
+
+
+def test_every_command_takes_a_url(postgres: Place) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(main, [*arguments, "--db", postgres.target])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        query(postgres.target, "UPDATE state SET state_value = '7' WHERE state_key = 'n'")
+        assert "verify --fix" in run("verify", code=1)
+        assert "1 differ" in run("rebuild-projections", "--dry-run")
+        assert "1 put right" in run("rebuild-projections", "--app", "app")
+        run("verify", "--fix", "--yes")
+        run("rebuild-projections")
+        run("projections", "run", "usage")
+        assert "usage" in run("projections", "status")
+        run("usage", "--by", "app")
+        run("projections", "drop", "usage", "--yes")
+        assert "newest" in run("migrate")
+        assert "clean" in run("verify").lower()
+        asyncio.run(_append(store, SESSION))
+        assert verify(store, BUILT_IN).clean
+
+
+def test_what_agents_wait_for_is_found_by_an_index(postgres: Place) -> None:
+    open_store(postgres.target, BUILT_IN).close()
+    statements = {
+        name: sql
+        for name, sql in queries(postgres.schema).items()
+        if name.startswith(("lock_streams", "find_", "load_", "move_heads", "read_", "open_streams",
+                            "ensure_", "get_", "has_event", "sessions_of", "link_at", "head",
+                            "previous", "event_identity", "positions_of", "deleted"))
+    }  # fmt: skip
+    for projection in BUILT_IN:
+        table = ProjectionTable(projection, postgres.schema)
+        statements[f"key {projection.name}"] = table.of_key
+        statements[f"owners {projection.name}"] = table.of_owners
+        key = (1, "k")[: len(projection.table.key)]
+        changes = [Put(key, projection.table.zeros), DeleteOwner(1)]
+        for n, (sql, _) in enumerate(table.statements(changes)):
+            statements[f"change {n} {projection.name}"] = sql
+    with psycopg.connect(postgres.url, cursor_factory=psycopg.ClientCursor) as connection:
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        connection.execute("SET enable_seqscan = off")
+        for number, (name, sql) in enumerate(statements.items()):
+            connection.execute(f"PREPARE s{number} AS {sql}".encode())
+            marks = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", sql))))
+            plan = connection.execute(f"EXPLAIN EXECUTE s{number}({marks})".encode()).fetchall()
+            assert "Seq Scan" not in str(plan), (name, plan)
+
+
+def test_appends_do_not_read_a_young_table_whole(postgres: Place) -> None:
+    """Plans are made when the tables are empty, and kept while they grow."""
+    keys = [session(str(number)) for number in range(4)]
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        for key in keys:
+            asyncio.run(fill(store, key, events=30))
+    appended = len(keys) * 30
+
+    def scanned(columns: str) -> dict[str, int]:
+        counted = "relname IN ('events', 'streams', 'sessions', 'state')"
+        from_ = f"FROM pg_stat_user_tables WHERE schemaname = '{postgres.schema}' AND {counted}"
+        return dict(query(postgres.target, f"SELECT relname, {columns} {from_}"))
+
+    # What a connection counts is shown when it has ended.
+    until(lambda: scanned("idx_scan")["events"] >= appended)
+    until(lambda: scanned("idx_scan")["streams"] >= appended)
+    assert max(scanned("seq_tup_read").values()) < appended, scanned("seq_tup_read")
+
+
+def test_a_doctor_finds_nothing_wrong_with_a_new_schema(postgres: Place) -> None:
+    open_store(postgres.target, BUILT_IN).close()
+    found = examine_database(postgres.target)
+    assert {finding.state for finding in found} <= {"ok", "note"}, found
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {postgres.schema}.state CASCADE".encode())
+    assert "state is missing" in str(examine_database(postgres.target))

@@ -1,0 +1,236 @@
+"""The order of the log is the order of the effects, and whoever reads the log misses nothing.
+
+One transaction is held open in the middle by a lock of the test's: on a row, or on the events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from eventstore import (
+    Cursor,
+    EventStore,
+    StreamExists,
+    StreamNotFound,
+    Window,
+    WrongExpectedVersion,
+    open_store,
+)
+from projections import BUILT_IN, rebuild, run, verify
+from tests.conftest import Place
+from tests.eventstore.events import created, new_event, session
+from tests.projections.logs import FOLLOWING, INLINE, perform, rows
+
+
+@contextmanager
+def second_process(place: Place, projections: Any = BUILT_IN) -> Iterator[EventStore]:
+    """A store with an engine of its own, as another process has it."""
+    other = f"{place.target}&application_name=other"
+    with closing(open_store(other, projections)) as store:
+        yield store
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def waiting(place: Place, what: str) -> int:
+    """How many sessions of the server wait for a lock while they execute such a statement."""
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND query LIKE %s",
+            (f"%{place.schema}.{what}%",),
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+@contextmanager
+def events_locked(place: Place) -> Iterator[None]:
+    """Nobody inserts an event while it lasts: who wants to has drawn its position already."""
+    with psycopg.connect(place.url) as holder:
+        holder.execute(f"LOCK TABLE {place.schema}.events IN SHARE MODE".encode())
+        yield
+
+
+def in_thread(coroutine: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: asyncio.run(coroutine()))
+    thread.start()
+    return thread
+
+
+async def append(store: EventStore, name: str, delta: Any) -> None:
+    stream = await store.load(session(name), Window(last=0), lambda loaded: loaded.stream)
+    assert stream is not None
+    cursor = Cursor(stream.id, stream.conversation_version)
+    await store.append(session(name), new_event(delta=delta), cursor)
+
+
+def test_an_event_that_draws_first_and_commits_second(postgres: Place) -> None:
+    """The known bad schedule: A draws its position, B writes the same key and would commit first.
+
+    B waits for A's lock on the app before it draws, so the rows are as a rebuild makes them.
+    """
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with events_locked(postgres):
+            first = in_thread(lambda: append(store, "a", {"app": {"k": "a"}}))
+            until(lambda: waiting(postgres, "events") == 1)
+            second = in_thread(lambda: append(other, "b", {"app": {"k": "b"}}))
+            until(lambda: waiting(postgres, "streams") == 1)
+        first.join()
+        second.join()
+        before = rows(store)
+        assert [row[1:3] for row in before["state"]] == [("k", '"b"')]
+        rebuild(store, BUILT_IN)
+        assert rows(store) == before
+        assert verify(store, BUILT_IN).clean
+
+
+async def _create(store: EventStore, name: str) -> None:
+    await store.create(session(name), created())
+
+
+def test_sessions_that_share_no_key_do_not_wait_for_each_other(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with psycopg.connect(postgres.url) as holder:
+            lock = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'a' FOR UPDATE"
+            holder.execute(lock.encode())
+            first = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
+            until(lambda: waiting(postgres, "streams") == 1)
+            asyncio.run(append(other, "b", {"session": {"k": 1}}))
+        first.join()
+
+
+def test_readers_of_the_log_wait_for_what_is_under_way_below(postgres: Place) -> None:
+    """A draws its position first and commits last: until then nobody reads what is behind it.
+
+    B has the older transaction id and the later position. So neither an order by transaction ids,
+    nor the oldest one under way, would have kept a reader from passing over A.
+    """
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        run(store, FOLLOWING)
+        with psycopg.connect(postgres.url) as holder:
+            row = "FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id"
+            of_a = f"SELECT 1 {row} WHERE s.session_id = 'a' FOR UPDATE OF t"
+            holder.execute(of_a.format(postgres.schema).encode())
+            with psycopg.connect(postgres.url) as early:
+                of_b = f"SELECT 1 {row} WHERE s.session_id = 'b' FOR UPDATE OF s"
+                early.execute(of_b.format(postgres.schema).encode())
+                # B locks the app's row, which gives it a transaction id, and waits for its own.
+                b = in_thread(lambda: append(other, "b", {"session": {"k": 1}, "app": {"k": 1}}))
+                until(lambda: waiting(postgres, "streams") == 1)
+                # A draws its position, inserts its event, and waits behind that.
+                a = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
+                until(lambda: waiting(postgres, '"sessions"') == 1)
+            b.join()  # it is committed
+            assert store.snapshot(lambda s: s.head()) == 2
+            assert store.snapshot(lambda s: [e.position for e in s.read_all(0, 9, 9)]) == [1, 2, 4]
+            run(store, FOLLOWING)
+            assert _count(store) == 2
+        a.join()
+        assert store.snapshot(lambda s: s.head()) == 4
+        run(store, FOLLOWING)
+        assert _count(store) == 4
+        assert verify(store, BUILT_IN, FOLLOWING).clean
+
+
+def _count(store: EventStore) -> int:
+    found = rows(store, FOLLOWING)["following"]
+    return sum(int(row[2]) for row in found if row[1] == "events")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_schedules_of_several_writers(postgres: Place, seed: int) -> None:
+    """Inline is what a rebuild makes, whatever several processes do at once; so is following."""
+    chance = random.Random(seed)
+    names = [(name, user, "app") for name in ("1", "2", "3") for user in ("u", "v")]
+
+    async def write(store: EventStore, seed: int) -> None:
+        own = random.Random(seed)
+        for number in range(40):
+            kind = own.choice(["create", "append", "append", "append", "set", "delete"])
+            scopes = own.sample(["session", "user", "app"], own.randint(1, 3))
+            delta = {scope: {f"k{own.randint(1, 3)}": number} for scope in scopes}
+            if own.random() < 0.3:
+                what = own.choice(["put", "add", "update", "delete"])
+                delta[scopes[0]]["do"] = [what, own.choice("xy"), number]
+            try:
+                await perform(store, kind, own.choice(names), delta)
+            except (StreamExists, StreamNotFound, WrongExpectedVersion):
+                continue
+
+    with (
+        closing(open_store(postgres.target, INLINE)) as store,
+        second_process(postgres, INLINE) as other,
+    ):
+        run(store, FOLLOWING)
+        threads = []
+        for each in (store, other, store, other):
+            seed_of_one = chance.randrange(10**9)
+
+            def work(each: EventStore = each, seed_of_one: int = seed_of_one) -> None:
+                asyncio.run(write(each, seed_of_one))
+
+            threads.append(threading.Thread(target=work))
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            run(store, FOLLOWING)
+            assert verify(other, INLINE, FOLLOWING).clean
+        run(store, FOLLOWING)
+        before = rows(store, (*INLINE, *FOLLOWING))
+        assert before["everything"] == before["following"]
+        rebuild(store, INLINE, FOLLOWING)
+        assert rows(store, (*INLINE, *FOLLOWING)) == before
+        assert verify(store, INLINE, FOLLOWING).clean
+
+
+def test_a_snapshot_shows_the_tables_it_began_with(postgres: Place) -> None:
+    """A table that takes another's place meanwhile would be found by its name, without the rows
+    that are too young for the snapshot."""
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        asyncio.run(append(store, "a", {"session": {"k": 1}}))
+        expected = rows(store)
+        threads = []
+
+        def read(snapshot: Any) -> Any:
+            snapshot.head()
+            asyncio.run(append(other, "a", {"session": {"k": 2, "more": 3}}))
+            threads.append(threading.Thread(target=lambda: rebuild(other, BUILT_IN)))
+            threads[0].start()
+            until(lambda: _waits_for_a_table(postgres))
+            return {p.name: snapshot.table_page(p, None, 99) for p in BUILT_IN}
+
+        assert store.snapshot(read) == expected
+        threads[0].join()
+        assert len(rows(store)["state"]) == 2
+        assert verify(store, BUILT_IN).clean
+
+
+def _waits_for_a_table(place: Place) -> bool:
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND query LIKE 'LOCK TABLE%'"
+        ).fetchone()
+    return row is not None and row[0] > 0
