@@ -21,7 +21,7 @@ from typing import Any
 from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, Session
 
-from benchmarks.events import light_events
+from benchmarks.events import light_events, read_events
 from benchmarks.prefill import APP, Load, session_id, user_of
 from benchmarks.services import CONTENDERS, close, open_filled
 
@@ -64,9 +64,21 @@ def append_at_once(
     number: int, barrier: Any, name: str, path: Path, tasks: int, seconds: float, seed: int
 ) -> Round:
     """Each task appends to a session of its own."""
+    return append_on(number, barrier, lambda: CONTENDERS[name].open(path), tasks, seconds, seed)
+
+
+def append_on(
+    number: int,
+    barrier: Any,
+    open_service: Callable[[], BaseSessionService],
+    tasks: int,
+    seconds: float,
+    seed: int,
+) -> Round:
+    """The same on a service that is not one of CONTENDERS."""
 
     async def run() -> Round:
-        service = CONTENDERS[name].open(path)
+        service = open_service()
 
         async def append(session: Session, events: Iterator[Event], clock: Clock) -> None:
             while event := await clock.next(events):
@@ -92,11 +104,19 @@ async def _sessions(service: BaseSessionService, process: int, tasks: int) -> li
 
 
 def take_turns(
-    number: int, barrier: Any, name: str, path: Path, users: int, seconds: float, seed: int
+    number: int,
+    barrier: Any,
+    name: str,
+    path: Path,
+    users: int,
+    seconds: float,
+    seed: int,
+    reading: bool,
 ) -> Round:
     """Each user's agent loads a session of 200 events and appends six, again and again.
 
-    It goes from session to session, so that they stay short, however fast it is.
+    With `reading` it also looks at each event, as ADK's runner does to make a request of them. It
+    goes from session to session, so that they stay short, however fast it is.
     """
     count = users * _SESSIONS_PER_USER
     load = Load(count, count * _TURN_EVENTS, seed=seed, spread=0)
@@ -106,7 +126,8 @@ def take_turns(
             app_name=APP, user_id=user_of(number), session_id=session_id(load, number)
         )
         assert session is not None
-        assert len(session.events) >= _TURN_EVENTS
+        if reading:
+            assert read_events(session) >= _TURN_EVENTS
         for event in itertools.islice(events, _TURN_APPENDS):
             event.timestamp = time.time()
             await service.append_event(session, event)

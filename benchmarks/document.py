@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, report
+from benchmarks import growth, postgres, report
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,7 +20,8 @@ PLOT = ROOT / "docs" / "growth.svg"
 
 def document(page: str) -> str:
     """The page with the tables of the kept results."""
-    for name, lines in [("table", _table()), ("growth", _growth())]:
+    parts = {"table": _table(), "growth": _growth(), "postgres": _postgres()}
+    for name, lines in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
         before, _, rest = page.partition(begin)
         _, found, after = rest.partition(end)
@@ -46,6 +47,19 @@ def _growth() -> list[str]:
         "Medians of `append_event` / of `get_session` with the last 20 events:",
         "",
         *_markdown(growth.TIME_HEADINGS, growth.times(points)),
+        "",
+        f"`{run['command']}`: {facts}",
+    ]
+
+
+def _postgres() -> list[str]:
+    run = _kept("postgres.json")
+    facts = ", ".join(f"{name}: {value}" for name, value in run["facts"].items())
+    cells = ([cell.replace("\n", "<br>") for cell in row] for row in postgres.rows(run["figures"]))
+    return [
+        *_markdown(postgres.HEADINGS, cells),
+        "",
+        *_markdown(postgres.GROWTH_HEADINGS, postgres.growth_rows(run["growth"])),
         "",
         f"`{run['command']}`: {facts}",
     ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.adk.events import Event, EventActions
 from google.adk.events.event import NodeInfo
+from google.adk.sessions import Session
 from google.genai import types
 
 CONVERSATIONS_VARIABLE = "ADK_BENCH_CONVERSATIONS"
@@ -58,6 +59,17 @@ def light_events(seed: int = 0) -> Iterator[Event]:
             "actions": EventActions(state_delta=delta),
         }
         yield template.model_copy(update=own)
+
+
+def read_events(session: Session) -> int:
+    """Look at what ADK's runner looks at in every event of a session to make the next request."""
+    seen = 0
+    for event in session.events:
+        seen += bool(event.author and event.invocation_id and event.timestamp)
+        seen += bool(event.branch or event.partial or event.actions.compaction)
+        for part in (event.content and event.content.parts) or ():
+            seen += bool(part.text or part.function_call or part.function_response)
+    return seen
 
 
 def mean_event_bytes(count: int = 1000) -> int:

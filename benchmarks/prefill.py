@@ -23,11 +23,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import psycopg
+
 from adk_adapter.codec import FINGERPRINT, encode_event, encode_state
 from benchmarks.events import event_stream
 from eventstore import EventType, NewEvent, StreamKey, StreamKind, open_store
 from eventstore.chain import digest, first_link, next_link
 from eventstore.encoding import decode_members, encode
+from eventstore.location import resolve
+from eventstore.postgres.address import parse_url
 from projections import BUILT_IN
 
 APP = "bench"
@@ -42,20 +46,21 @@ _FIRST_TIMESTAMP = 1_700_000_000.0
 _USER_KEY_EVERY = 16
 _EVENTS_PER_TURN = 4
 
-_INSERTS = {
-    "streams": """
-        INSERT INTO streams (id, kind, app_name, user_id, session_id, user_stream_id,
-                             app_stream_id, version, conversation_version, live, nonce, chain)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)""",
-    "events": """
-        INSERT INTO events (position, stream_id, version, event_id, type, schema_version,
-                            recorded_at, timestamp, author, invocation_id, codec, encoding,
-                            delta_digest, data_digest, chain, delta, data)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-    "sessions": "INSERT INTO sessions (stream_id, created_at, last_update_time) VALUES (?, ?, ?)",
-    "state": """
-        INSERT INTO state (owner_id, state_key, state_value, position) VALUES (?, ?, ?, ?)""",
+_COLUMNS = {
+    "streams": (
+        "id, kind, app_name, user_id, session_id, user_stream_id, app_stream_id, "
+        "version, conversation_version, live, nonce, chain"
+    ),
+    "events": (
+        "position, stream_id, version, event_id, type, schema_version, recorded_at, timestamp, "
+        "author, invocation_id, codec, encoding, delta_digest, data_digest, chain, delta, data"
+    ),
+    "sessions": (
+        "stream_id, created_at, last_update_time, app_stream_id, user_stream_id, title, labels"
+    ),
+    "state": "owner_id, state_key, state_value, position",
 }
+"""Tables and their columns, in the order of a row."""
 
 Row = tuple[Any, ...]
 Batch = tuple[str, list[Row]]
@@ -116,12 +121,80 @@ def prefill(
         connection.execute("PRAGMA cache_size = -262144")
         connection.execute("PRAGMA mmap_size = 68719476736")
         connection.execute("BEGIN IMMEDIATE")
-        batches = _batches if load.rows < _WORTH_A_PROCESS else _batches_of_another_process
-        for table, rows in batches(load, *_start(connection)):
-            connection.executemany(_INSERTS[table], rows)
+        for table, rows in _rows(load, *_start(connection)):
+            marks = ", ".join("?" for _ in rows[0])
+            connection.executemany(
+                f"INSERT INTO {table} ({_COLUMNS[table]}) VALUES ({marks})", rows
+            )
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
     return load
+
+
+def prefill_server(
+    target: str,
+    *,
+    sessions: int,
+    events: int,
+    keys: int = 4,
+    seed: int = 0,
+    spread: float = 1 / 3,
+    named: Mapping[str, Shape] = MappingProxyType({}),
+) -> Load:
+    """The same into a schema of a PostgreSQL server, by COPY; nobody else may write to it."""
+    load = Load(sessions, events, keys, seed, spread, dict(named))
+    open_store(target, BUILT_IN).close()
+    address = parse_url(resolve(target))
+    schema = address.schema
+    with _no_collections(), psycopg.connect(address.url) as connection:
+        cursor = connection.cursor()
+        types = {
+            f"{table}.{column}": kind
+            for table, column, kind in cursor.execute(
+                "SELECT table_name, column_name, udt_name FROM information_schema.columns "
+                "WHERE table_schema = %s",
+                (schema,),
+            )
+        }
+        for table, rows in _rows(load, *_start_on_server(connection, schema)):
+            columns = _COLUMNS[table]
+            with cursor.copy(
+                f"COPY {schema}.{table} ({columns}) FROM STDIN (FORMAT BINARY)".encode()
+            ) as copy:
+                copy.set_types([types[f"{table}.{column}"] for column in columns.split(", ")])
+                for row in rows:
+                    copy.write_row(row)
+        for sequence, table, column in (
+            (f"pg_get_serial_sequence('{schema}.streams', 'id')", "streams", "id"),
+            (f"'{schema}.positions'", "events", "position"),
+        ):
+            cursor.execute(
+                f"SELECT setval({sequence}, max({column})) FROM {schema}.{table}".encode()
+            )
+    with psycopg.connect(address.url, autocommit=True) as connection:
+        for table in _COLUMNS:
+            connection.execute(f"VACUUM (ANALYZE) {schema}.{table}".encode())
+        connection.execute("CHECKPOINT")
+    return load
+
+
+def _start_on_server(connection: psycopg.Connection, schema: str) -> tuple[int, int, int]:
+    """As `_start`."""
+
+    def ask(sql: str, *values: str) -> int:
+        row = connection.execute(sql.replace("{s}", schema).encode(), values).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    if ask("SELECT count(*) FROM {s}.streams WHERE app_name = %s", APP):
+        raise ValueError(f"the database has sessions of app {APP!r} already")
+    insert = "INSERT INTO {s}.codecs (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING"
+    connection.execute(insert.replace("{s}", schema).encode(), (FINGERPRINT,))
+    return (
+        ask("SELECT coalesce(max(id), 0) + 1 FROM {s}.streams"),
+        ask("SELECT coalesce(max(position), 0) + 1 FROM {s}.events"),
+        ask("SELECT id FROM {s}.codecs WHERE fingerprint = %s", FINGERPRINT),
+    )
 
 
 @contextmanager
@@ -156,6 +229,13 @@ def _start(connection: sqlite3.Connection) -> tuple[int, int, int]:
         "SELECT id FROM codecs WHERE fingerprint = ?", (FINGERPRINT,)
     ).fetchone()
     return taken.get("streams", 0) + 1, taken.get("events", 0) + 1, codec
+
+
+def _rows(load: Load, *start: int) -> Iterator[Batch]:
+    """Every row of a load, by table: large ones are made on another core."""
+    if load.rows < _WORTH_A_PROCESS:
+        return _batches(load, *start)
+    return _batches_of_another_process(load, *start)
 
 
 def _batches_of_another_process(load: Load, *start: int) -> Iterator[Batch]:
@@ -223,7 +303,7 @@ class _Log:
         self._first_events: dict[int, NewEvent] = {}
         self._user_ids: dict[str, int] = {}
         self._shared: dict[tuple[int, str], tuple[str, int]] = {}
-        self._waiting: dict[str, list[Row]] = {table: [] for table in _INSERTS}
+        self._waiting: dict[str, list[Row]] = {table: [] for table in _COLUMNS}
         self._app_id = self._scope(StreamKey(StreamKind.APP, APP), 0)
 
     def batches(self) -> Iterator[Batch]:
@@ -244,7 +324,7 @@ class _Log:
                     self._waiting[table] = []
         shared = sorted(self._shared.items())
         self._waiting["state"] += [(*key, *value) for key, value in shared]
-        yield from self._waiting.items()
+        yield from ((table, rows) for table, rows in self._waiting.items() if rows)
 
     def _sessions(self) -> Iterator[tuple[StreamKey, Shape]]:
         """Keys and shapes, the named sessions first."""
@@ -263,7 +343,7 @@ class _Log:
     def _scope(self, key: StreamKey, app_id: int) -> int:
         """Writes the stream of a user or an app, which has no events of its own yet."""
         stream_id, nonce = next(self._stream_ids), self._random.randbytes(16)
-        row = (stream_id, *key, 0, app_id, 0, 0, nonce, first_link(key, nonce))
+        row = (stream_id, *key, 0, app_id, 0, 0, True, nonce, first_link(key, nonce))
         self._waiting["streams"].append(row)
         return stream_id
 
@@ -365,10 +445,12 @@ class _Log:
 
     def _end(self, session: _Session) -> None:
         """Writes the rows that are known with the last event of a session."""
-        head = (session.version, session.version, session.nonce, session.chain)
+        head = (session.version, session.version, True, session.nonce, session.chain)
         stream = (session.id, *session.key, session.user_stream_id, self._app_id, *head)
         self._waiting["streams"].append(stream)
-        self._waiting["sessions"].append((session.id, session.created_at, session.updated_at))
+        times = (session.created_at, session.updated_at)
+        owners = (self._app_id, session.user_stream_id)
+        self._waiting["sessions"].append((session.id, *times, *owners, "", "{}"))
         state = sorted(session.state.items())
         self._waiting["state"] += [(session.id, key, *value) for key, value in state]
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -75,15 +76,15 @@ def _concurrent(crew: Crew, folder: Path, size: Size, seed: int) -> Found:
         crew.run_alone(concurrency.prepare, name, path, size.processes, tasks)
         return crew.run(concurrency.append_at_once, name, path, tasks, size.append_seconds, seed)
 
-    def turns(name: str, path: Path) -> list[Round]:
-        return [
-            crew.run_alone(concurrency.take_turns, name, path, size.users, size.turn_seconds, seed)
-        ]
+    def turns(name: str, path: Path, *, reading: bool = False) -> list[Round]:
+        arguments = (name, path, size.users, size.turn_seconds, seed, reading)
+        return [crew.run_alone(concurrency.take_turns, *arguments)]
 
     rows: dict[str, tuple[Callable[[str, Path], list[Round]], Sequence[str]]] = {
         "at_once": (at_once, list(CONTENDERS)),
         "processes": (processes, [name for name in CONTENDERS if name != MEMORY]),
         "turns": (turns, MEASURED),
+        "turns_read": (partial(turns, reading=True), MEASURED),
     }
     rounds: dict[tuple[str, str], list[list[Round]]] = defaultdict(list)
     for turn in range(size.rounds):
@@ -94,12 +95,12 @@ def _concurrent(crew: Crew, folder: Path, size: Size, seed: int) -> Found:
                 rounds[row, name].append(scenario(name, path))
     found: Found = defaultdict(dict)
     for (row, name), each in rounds.items():
-        found[row][name] = _pooled(each)
-    found["idle_loop"]["machine"] = _pooled([[crew.run_alone(concurrency.idle, size.turn_seconds)]])
+        found[row][name] = pooled(each)
+    found["idle_loop"]["machine"] = pooled([[crew.run_alone(concurrency.idle, size.turn_seconds)]])
     return found
 
 
-def _pooled(rounds: Sequence[Sequence[Round]]) -> dict[str, Any]:
+def pooled(rounds: Sequence[Sequence[Round]]) -> dict[str, Any]:
     """Medians over the rounds; of errors the sum, of the longest halt of the loop the longest."""
     figures: dict[str, list[float]] = defaultdict(list)
     for processes in rounds:
