@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -165,6 +166,20 @@ def file_size(path: str) -> int:
         return Path(path).stat().st_size
     except OSError:
         return 0
+
+
+def sync_file(path: str) -> None:
+    """Has the disk write what it has not of a file, as far as it can.
+
+    Whoever relies on it syncs for themselves, and is told of what failed. Not for a file on which
+    SQLite keeps POSIX locks: closing it would drop them (https://sqlite.org/howtocorrupt.html).
+    """
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def network_file_system(path: str) -> str | None:

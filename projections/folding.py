@@ -30,6 +30,7 @@ from eventstore import (
     Update,
     changes_of,
 )
+from eventstore._collection import collection_paused, keep_memory
 from eventstore.changes import Value
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
 PAGE_EVENTS: Final = 10_000
 _PAGE_WHOLE_EVENTS: Final = 2_000
 _ROWS_IN_MEMORY: Final = 100_000
+_TEXTS_BYTES: Final = 24 * 1024 * 1024
+"""What the texts of pages that are in the making take, roughly."""
 
 
 class Page(Protocol):
@@ -146,7 +149,11 @@ def fold_pages(
     size = PAGE_EVENTS if _are_bulk(projections) else _PAGE_WHOLE_EVENTS
     bounds = [*range(after, upto, size), upto]
     pages = store.snapshots(partial(_fold, projections, *pair) for pair in pairwise(bounds))
-    for page, (low, high) in zip(pages, pairwise(bounds), strict=True):
+    keep_memory(_TEXTS_BYTES)
+    for low, high in pairwise(bounds):
+        # Of all pages that are in the making: the collector comes once between two of them.
+        with collection_paused():
+            page = next(pages)
         yield page
         # Large deltas: no more than the last time are read at once.
         count, reached = page.last - low, page.last

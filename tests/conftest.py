@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -23,6 +24,12 @@ _numbers = count(1)
 
 _WORKERS_MAX = 4
 """Many tests start several processes of their own, and measure nothing: more would only compete."""
+
+
+# Whatever starts a job in the background may have it ignore Ctrl-C, and a program that is begun so
+# ignores it too. Those that the tests start are to hear of it, wherever the tests themselves run.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:

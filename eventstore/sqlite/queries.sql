@@ -230,33 +230,50 @@ FROM events
 WHERE position IN (SELECT value FROM json_each(?))
 ORDER BY position;
 
--- What folds of the deltas need, and no payload: reading is most of the work of a rebuild. One row
--- for each stream, as a row per event would take three times as long; the deltas one on a line, 'null'
--- where there is none, and nothing where the event is not plain (see StreamDeltas). `timestamp` is
--- from the row that has the maximum (https://sqlite.org/lang_select.html#bareagg).
+-- What folds of the deltas need, and no payload: reading is most of the work of a rebuild. All in one
+-- row, for while SQLite makes a row it needs no interpreter, and between two it does: another thread
+-- may keep it for 5 ms each time. Of each stream its id, whether it is a session's, whose, position and
+-- time of its last event, and the time of its first if that is here; then the positions of its events,
+-- and their deltas, one on a line: 'null' where there is none, nothing where the event is not plain
+-- (see StreamDeltas). No JSON has a raw control character, so one stands between the streams.
+--
+-- Times are counted in 2^-30 s, an integer, for no text of a float is sure to be read as the same one;
+-- '' stands for one that is no such count. `timestamp` is from the row that has the maximum
+-- (https://sqlite.org/lang_select.html#bareagg).
 -- name: read_deltas
-SELECT e.stream_id, s.kind, s.user_stream_id, s.app_stream_id, e.last, e.timestamp, e.created,
-       e.positions, e.deltas, e.digests
+SELECT json_group_array(json_array(
+         e.stream_id, s.kind = 'session', coalesce(s.user_stream_id, 0), coalesce(s.app_stream_id, 0),
+         e.last,
+         iif(CAST(e.timestamp * 1073741824.0 AS INTEGER) / 1073741824.0 = e.timestamp,
+             CAST(e.timestamp * 1073741824.0 AS INTEGER), ''),
+         CASE WHEN CAST(e.created * 1073741824.0 AS INTEGER) / 1073741824.0 = e.created
+              THEN CAST(e.created * 1073741824.0 AS INTEGER)
+              WHEN e.created IS NOT NULL THEN '' END)),
+       '[' || coalesce(group_concat(e.positions), '') || ']',
+       CAST(group_concat(e.deltas, char(30)) AS BLOB),
+       CAST(group_concat(e.digests, '') AS BLOB)
 FROM (
-  SELECT stream_id,
-         max(CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
-                                         OR type = 'session_created' AND schema_version = ?4)
-                  THEN position END) AS last,
-         timestamp,
+  SELECT stream_id, max(position) AS last, timestamp,
          sum(CASE WHEN type = 'session_created' THEN timestamp END) AS created,
          '[' || group_concat(position) || ']' AS positions,
-         CAST(group_concat(
+         group_concat(
            CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
                                        OR type = 'session_created' AND schema_version = ?4)
-                THEN coalesce(delta, 'null') ELSE '' END, char(10)) AS BLOB) AS deltas,
-         CAST(group_concat(
+                THEN coalesce(delta, 'null') ELSE '' END, char(10)) AS deltas,
+         group_concat(
            CASE WHEN encoding = 1 AND (type = 'adk_event' AND schema_version = ?3
                                        OR type = 'session_created' AND schema_version = ?4)
-                THEN delta_digest END, '') AS BLOB) AS digests
+                THEN delta_digest END, '') AS digests
   FROM events NOT INDEXED
   WHERE position > ?1 AND position <= ?2
   GROUP BY stream_id
 ) AS e LEFT JOIN streams AS s ON s.id = e.stream_id;
+
+-- name: time_of_event
+SELECT timestamp FROM events WHERE position = ?;
+
+-- name: time_of_first
+SELECT timestamp FROM events WHERE stream_id = ? AND type = 'session_created';
 
 -- Answered from the index alone.
 -- name: positions_of_stream

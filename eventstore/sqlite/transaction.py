@@ -8,7 +8,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import compress
 from operator import not_
@@ -66,7 +66,12 @@ _DELTAS_BYTES: Final = 16 * 1024 * 1024
 """How long a text of many deltas may be: there are a few copies of it for a moment."""
 _BRIEF_EVENTS: Final = 250
 _BRIEF_S: Final = 0.004
-_decode_integers: Final = msgspec.json.Decoder(list[int]).decode
+_Fact = tuple[int, int | None, int, int, int, int | str, int | str | None]
+"""Of a stream: id, whether a session's, user's and app's stream, position and time of its last
+event, time of its first; as `read_deltas` has them."""
+_decode_facts: Final = msgspec.json.Decoder(list[_Fact]).decode
+_decode_places: Final = msgspec.json.Decoder(list[list[int]]).decode
+_UNIT_S: Final = 2.0**-30
 
 
 def _blamed(projection: Projection, position: int, error: Exception) -> Exception:
@@ -304,52 +309,76 @@ class ReadTransaction(Looking):
 
     def _deltas(self, after: int, upto: int) -> Deltas | None:
         """Many events at once; None where they are too large for that, or one is damaged."""
-        rows = self._fetch_deltas(
+        row = self._fetch_deltas(
             after, upto, CURRENT[EventType.ADK_EVENT], CURRENT[EventType.SESSION_CREATED]
         )
-        if rows is None:
+        if row is None:
+            return None
+        facts, places = _decode_facts(row[0]), _decode_places(row[1])
+        texts = [text.split(b"\n") for text in row[2].split(b"\x1e")] if facts else []
+        if len(texts) != len(facts):  # one holds what separates them
             return None
         events = 0
         streams: list[StreamDeltas] = []
         others: list[int] = []
-        for stream_id, kind, user, app, last, timestamp, created, places, texts, digests in rows:
-            positions, deltas = _decode_integers(places), texts.split(b"\n")
+        read: list[bytes] = []
+        for fact, positions, deltas in zip(facts, places, texts, strict=True):
             # More of them: one holds a line end. In another order: SQLite does not promise any.
             if len(deltas) != len(positions) or positions != sorted(positions):
                 return None
             events += len(positions)
-            there = [delta > b"null" for delta in deltas]  # an object begins with a brace
-            if not all(there):
+            if b"" in deltas:
                 others += compress(positions, map(not_, deltas))
+                positions = list(compress(positions, deltas))
+                deltas = list(filter(None, deltas))
+                if not deltas:
+                    continue
+            last = positions[-1]
+            if b"null" in deltas:
+                there = [delta != b"null" for delta in deltas]
                 positions, deltas = list(compress(positions, there)), list(compress(deltas, there))
-            if b"".join([sha256(delta).digest() for delta in deltas]) != (digests or b""):
-                return None
-            if last is None:
-                continue
-            if kind != StreamKind.SESSION:
-                raise CorruptEvent(f"stream {stream_id}", 0, last, ROW_CHANGED)
-            streams.append(
-                StreamDeltas(stream_id, user, app, last, timestamp, created, positions, deltas)
-            )
-        return Deltas(after, upto, events, streams, self.read_positions(others))
+            read += deltas
+            streams.append(self._said(fact, last, positions, deltas))
+        if b"".join([sha256(delta).digest() for delta in read]) != (row[3] or b""):
+            return None
+        wholes = self.read_positions(others) if others else ()
+        return Deltas(after, upto, events, streams, wholes)
 
-    def _fetch_deltas(self, *parameters: int) -> list[Any] | None:
-        """The rows of `read_deltas`, unless they are too large."""
-        left = _DELTAS_BYTES
-        limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, left)
-        rows = []
+    def _said(
+        self, fact: _Fact, last: int, positions: Sequence[int], deltas: Sequence[bytes]
+    ) -> StreamDeltas:
+        stream_id, is_session, user, app, newest, updated, created = fact
+        if not is_session:
+            raise CorruptEvent(f"stream {stream_id}", 0, last, ROW_CHANGED)
+        if last != newest:
+            updated = ""  # is that of an event that is not plain
+        return StreamDeltas(
+            stream_id,
+            user,
+            app,
+            last,
+            self._seconds(updated, "time_of_event", last),
+            None if created is None else self._seconds(created, "time_of_first", stream_id),
+            positions,
+            deltas,
+        )
+
+    def _seconds(self, units: int | str, otherwise: str, parameter: int) -> float:
+        """When an event was, as `read_deltas` counts it, or if it cannot, by another statement."""
+        if isinstance(units, int):
+            return units * _UNIT_S
+        (timestamp,) = self.connection.execute(_Q[otherwise], (parameter,)).fetchone()
+        return float(timestamp)
+
+    def _fetch_deltas(self, *parameters: int) -> Any:
+        """The row of `read_deltas`, None if it is too large."""
+        limit = self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _DELTAS_BYTES)
         try:
-            with closing(self.connection.execute(_Q["read_deltas"], parameters)) as cursor:
-                for row in cursor:
-                    rows.append(row)
-                    left -= len(row[8])
-                    if left < 0:
-                        return None
+            return self.connection.execute(_Q["read_deltas"], parameters).fetchall()[0]
         except sqlite3.DataError:
             return None
         finally:
             self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
-        return rows
 
     def read_all(self, after: int, upto: int, count: int) -> list[RecordedEvent]:
         """Up to `count` whole events of the log behind `after`, in position order.

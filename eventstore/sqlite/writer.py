@@ -36,6 +36,8 @@ _PAGE_BYTES: Final = 4096
 _FRAMES_PER_COMMIT: Final = 6
 """Index and table pages that even the smallest commit touches (measured)."""
 _CHANGES_PER_FRAME: Final = 4
+_CHANGES_PER_FRAME_IN_BULK: Final = 16
+"""Of maintenance, which mostly goes through short rows in order."""
 _WAITED_S: Final = 0.001
 """From where on beginning a transaction is waiting for another program."""
 _CHECKPOINT_WAIT_MS: Final = 100
@@ -117,6 +119,7 @@ class Writer:
         if not group:
             return True
         began = time.monotonic()
+        size = _platform.file_size(self._wal_path) if group[0].alone else 0
         try:
             transaction = self._begin(group, wait=wait)
         except Exception as error:
@@ -138,7 +141,7 @@ class Writer:
                 settle(group)
             return wait  # a refusal must not rest on a file that is no longer there
         try:
-            self._commit(transaction)
+            self._commit(transaction, alone=group[0].alone)
         except Exception as error:
             self.leave_in_doubt(group, error)
             if wait:
@@ -147,7 +150,8 @@ class Writer:
         if group[0].alone:
             self._look_again()
             # Maintenance frees pages, which no count of changes shows.
-            self.frames = _platform.file_size(self._wal_path) // _PAGE_BYTES
+            grown = _platform.file_size(self._wal_path) - size
+            self.frames = max(self.frames, grown // _PAGE_BYTES)
         settle(group, self.due)
         if self.observer is not None:
             self.observer.committed(len(group), self.committed_at - began)
@@ -370,7 +374,7 @@ class Writer:
                 raise _Spoilt from error
             request.fail(self._translated(error))
 
-    def _commit(self, transaction: WriteTransaction) -> None:
+    def _commit(self, transaction: WriteTransaction, *, alone: bool) -> None:
         asked = time.monotonic()
         transaction.connection.execute("COMMIT")
         self._syncs = False
@@ -380,9 +384,8 @@ class Writer:
         self._check_files()
         transaction.move_cursors()
         changes, content_bytes = transaction.written()
-        self.frames += (
-            _FRAMES_PER_COMMIT + changes // _CHANGES_PER_FRAME + content_bytes // _PAGE_BYTES
-        )
+        per_frame = _CHANGES_PER_FRAME_IN_BULK if alone else _CHANGES_PER_FRAME
+        self.frames += _FRAMES_PER_COMMIT + changes // per_frame + content_bytes // _PAGE_BYTES
 
     def _find_out(self, group: Sequence[Write[Any]], error: BaseException) -> None:
         """A commit failed: looks what is stored before anything is said about it.

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from eventstore import CorruptEvent, Cursor, EventStore, EventType, open_store
@@ -104,6 +105,8 @@ def test_an_event_as_large_as_any_is_folded_too(database: Path) -> None:
         "delta = replace(delta, '1', '2')",
         "delta = replace(delta, ',', ',' || char(10))",
         "delta = delta || char(10) || delta",
+        "delta = delta || char(30) || delta",
+        "delta = replace(delta, ',', char(30))",
         "delta = '{}'",
         "delta = 'null'",
         "delta = ''",
@@ -122,6 +125,43 @@ def test_damage_is_named_and_never_becomes_a_row(
     with pytest.raises(CorruptEvent, match="position 12"):
         rebuild(store, BUILT_IN)
     assert rows(store) == before
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        0.0,
+        0.1,
+        -7.3,
+        1e-300,
+        1795935502.3812547,
+        1795935502381.1252,
+        2.0**33,
+        2.0**62,
+        1e300,
+        -1e300,
+    ],
+)
+def test_times_come_back_as_they_were(database: Path, time: float) -> None:
+    after = time + abs(time) / 3
+    with closing(open_store(database, BUILT_IN)) as store:
+        first = msgspec.structs.replace(created(session={"a": 1}), timestamp=time)
+        described = new_event(EventType.SESSION_DESCRIBED, data={"title": "t"}, timestamp=7.0)
+
+        async def fill() -> None:
+            for name, last in (("one", None), ("two", None), ("three", described)):
+                loaded = await store.create(session(name), first)
+                cursor = Cursor(loaded.stream.id, 1)
+                if name != "one":
+                    await store.append(session(name), new_event(timestamp=after), cursor)
+                if last is not None:
+                    await store.set_state(session(name), last)
+
+        asyncio.run(fill())
+        stored = [row[1:3] for row in rows(store)["sessions"]]
+        assert stored == [(time, time), (time, after), (time, after)]
+        rebuild(store, BUILT_IN)
+        assert [row[1:3] for row in rows(store)["sessions"]] == stored
 
 
 def test_a_delta_that_belongs_to_no_session_is_refused(store: EventStore, database: Path) -> None:
