@@ -37,6 +37,7 @@ __all__ = [
     "file_size",
     "in_forked_child",
     "network_file_system",
+    "sync_file",
 ]
 
 _NETWORK_FILE_SYSTEMS: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs"}

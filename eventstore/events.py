@@ -201,14 +201,11 @@ def check_identifier(what: str, value: object, longest: int = IDENTIFIER_LENGTH)
         raise InvalidIdentifier(what, f"must be a str, not {type(value).__name__}")
     if len(value) > longest:
         raise InvalidIdentifier(what, f"is longer than {longest:,} characters")
-    if value.isascii():
-        if "\0" in value:
-            raise InvalidIdentifier(what, "contains NUL")
-        return value
     if "\0" in value:
         raise InvalidIdentifier(what, "contains NUL")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidIdentifier(what, "contains a lone surrogate") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidIdentifier(what, "contains a lone surrogate") from None
     return value

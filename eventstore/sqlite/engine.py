@@ -56,8 +56,8 @@ READERS: Final = 2
 _CHECKPOINT_FRAMES: Final = 1_000
 """Frames of 4 KB in the WAL before they are copied into the database file."""
 _IDLE_S: Final = 2.0
-_STEP_REQUESTS_MAX: Final = 24
-_STEP_S: Final = 0.0025
+_STEP_REQUESTS_MAX: Final = 20
+_STEP_S: Final = 0.0015
 """How long a loop is held up by reads of one step; the writes behind them take about as long."""
 _WAITED_S: Final = 0.010
 _PATIENCE_S: Final = 0.25

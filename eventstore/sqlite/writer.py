@@ -141,17 +141,21 @@ class Writer:
                 settle(group)
             return wait  # a refusal must not rest on a file that is no longer there
         try:
-            self._commit(transaction, alone=group[0].alone)
+            self._commit(transaction)
         except Exception as error:
             self.leave_in_doubt(group, error)
             if wait:
                 self.resolve()
             return True
+        changes, content_bytes = transaction.written()
+        per_frame = _CHANGES_PER_FRAME
         if group[0].alone:
             self._look_again()
+            per_frame = _CHANGES_PER_FRAME_IN_BULK
             # Maintenance frees pages, which no count of changes shows.
             grown = _platform.file_size(self._wal_path) - size
             self.frames = max(self.frames, grown // _PAGE_BYTES)
+        self.frames += _FRAMES_PER_COMMIT + changes // per_frame + content_bytes // _PAGE_BYTES
         settle(group, self.due)
         if self.observer is not None:
             self.observer.committed(len(group), self.committed_at - began)
@@ -374,7 +378,7 @@ class Writer:
                 raise _Spoilt from error
             request.fail(self._translated(error))
 
-    def _commit(self, transaction: WriteTransaction, *, alone: bool) -> None:
+    def _commit(self, transaction: WriteTransaction) -> None:
         asked = time.monotonic()
         transaction.connection.execute("COMMIT")
         self._syncs = False
@@ -383,9 +387,6 @@ class Writer:
         # Writes to files that lost their names reach no one: say so instead of acknowledging them.
         self._check_files()
         transaction.move_cursors()
-        changes, content_bytes = transaction.written()
-        per_frame = _CHANGES_PER_FRAME_IN_BULK if alone else _CHANGES_PER_FRAME
-        self.frames += _FRAMES_PER_COMMIT + changes // per_frame + content_bytes // _PAGE_BYTES
 
     def _find_out(self, group: Sequence[Write[Any]], error: BaseException) -> None:
         """A commit failed: looks what is stored before anything is said about it.
