@@ -365,12 +365,12 @@ class SqliteEventStore:
         """Facts about the store: counts, sizes, versions, settings."""
         counts = self._running().call(Read(lambda transaction: transaction.counts()))
         size = Path(self._path).stat().st_size
-        wal = Path(f"{self._path}-wal")
+        wal_size = _platform.file_size(f"{self._path}-wal")
         return {
             **counts,
             "path": self._path,
             "db_size_mb": round(size / 1e6, 3),
-            "wal_size_mb": round(wal.stat().st_size / 1e6, 3) if wal.exists() else 0.0,
+            "wal_size_mb": round(wal_size / 1e6, 3),
             "schema_version": len(migrations()),
             "projections": {p.name: p.version for p in self._projections},
             "durability": self._durability,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from adk_adapter import DatabaseSessionService
+from eventstore import _platform
 from tests.contention.workers import (
     APP,
     USER,
@@ -85,14 +86,13 @@ def measure(folder: Path, processes: int, tasks: int, seconds: float) -> Measure
     ready.wait(_START_S)
     began = time.monotonic()
     wal_bytes = 0
-    wal = Path(f"{path}-wal")
     results: list[Any] = []
     while len(results) < processes:
-        if wal.exists():
-            wal_bytes = max(wal_bytes, wal.stat().st_size)
+        wal_bytes = max(wal_bytes, _platform.file_size(f"{path}-wal"))
+        alive = any(w.is_alive() for w in writers)  # before: what ends now has told all then
         while not told.empty():
             results.append(told.get())
-        assert any(w.is_alive() for w in writers) or len(results) == processes, "a writer died"
+        assert alive or len(results) == processes, "a writer died"
         time.sleep(0.02)
     took = time.monotonic() - began
     maintenance, maintenance_errors = maintained.get(timeout=_START_S)

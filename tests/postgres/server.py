@@ -251,7 +251,10 @@ class Server:
                 **unprivileged(),
             )
         while self._process.poll() is None:
-            lines = noted.read_text().splitlines() if noted.exists() else []
+            try:
+                lines = noted.read_text().splitlines()
+            except FileNotFoundError:  # not written yet, or what a killed one left is being removed
+                lines = []
             # The eighth line is what it is up to; the first tells it from one that was killed.
             told = lines[7].strip() if len(lines) > 7 and lines[0] == str(self.pid) else ""
             if told in ("ready", "standby"):
