@@ -613,19 +613,23 @@ async def test_an_event_with_a_hostile_pickle_is_taken_without_its_actions(
 # Interrupted, at once, and large.
 
 _PROGRAM = """
-import sys
+import sys, time
 from adk_adapter import DatabaseSessionService
 from adk_adapter.imports import import_sessions, open_sources
 service = DatabaseSessionService(sys.argv[2])
+def progress(*_):
+    print("some", flush=True)
+    time.sleep(float(sys.argv[3]))
 with open_sources(sys.argv[1]) as (source,):
     print("began", flush=True)
-    import_sessions(service._store, source, progress=lambda *_: print("some", flush=True))
+    import_sessions(service._store, source, progress=progress)
 """
 
 
-def importing(source: Path, target: Path) -> subprocess.Popen[str]:
+def importing(source: Path, target: Path, pause: float = 0) -> subprocess.Popen[str]:
+    """`pause` is how many seconds it waits whenever it has told of its progress."""
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(source), str(target)],
+        [sys.executable, "-c", _PROGRAM, str(source), str(target), str(pause)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -655,7 +659,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(
     number: signal.Signals, many: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "new.db"
-    process = importing(many, target)
+    process = importing(many, target, pause=1)  # to be killed before it is done
     assert process.stdout is not None
     for line in process.stdout:
         if line == "some\n":

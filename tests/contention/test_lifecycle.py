@@ -39,9 +39,11 @@ _PRELUDE: Final = """
     service = DatabaseSessionService(sys.argv[1], projections=[UsageProjection()])
     def event(name):
         return Event(id=name, author="a", actions=EventActions(state_delta={"last": name}))
+    told = threading.Event()
     async def tell(session, name):
         await service.append_event(session, event(name))
         os.write(1, f"{session.id} {name}\\n".encode())  # acknowledged
+        told.set()
     async def writing(name):
         session = await service.create_session("app", "user", name)
         number = 0
@@ -188,7 +190,7 @@ def test_a_process_that_is_stopped_inside_the_gate(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others are told who holds them up, go on reading, and write again when it goes on."""
-    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.5)
+    patient = engines.BUSY_TIMEOUT_S
     monkeypatch.setattr(engines, "_WATCH_S", 0.1)
     process = begin(
         """
@@ -203,6 +205,7 @@ def test_a_process_that_is_stopped_inside_the_gate(
     async def main() -> None:
         async with DatabaseSessionService(database) as service:
             session = await service.create_session("app", "other")
+            monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.5)
             for _ in range(1000):
                 process.send_signal(signal.SIGSTOP)
                 try:
@@ -217,6 +220,7 @@ def test_a_process_that_is_stopped_inside_the_gate(
                 await asyncio.sleep(0.001)
             else:
                 pytest.fail("it was never stopped inside")
+            monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", patient)
             await service.append_event(session, Event(author="a"))
             assert await service.get_session("app", "other", session.id) == session
 
@@ -407,6 +411,8 @@ def test_leaving_with_appends_under_way(database: Path, how: str) -> None:
         "at once": """
             async def main():
                 tasks = [asyncio.create_task(writing(f"s{n}")) for n in range(4)]
+                while not told.is_set():
+                    await asyncio.sleep(0.01)
                 await asyncio.sleep(0.2)
                 for task in tasks: task.cancel()
             asyncio.run(main())
@@ -420,6 +426,7 @@ def test_leaving_with_appends_under_way(database: Path, how: str) -> None:
                 except StoreClosed:
                     time.sleep(60)  # where an interpreter that ends leaves it
             threading.Thread(target=use, daemon=True).start()
+            told.wait()
             time.sleep(0.2)
             """,
         "without a step": """

@@ -140,12 +140,14 @@ def race(path: Path | str, name: str, rounds: int, barrier: Any, told: Any) -> N
 def record(path: Path | str, name: str, sessions: int, seed: int, pipe: Connection) -> None:
     """Appends to and reads shared sessions until it is killed, and tells of each call.
 
-    A line is shorter than a pipe's buffer, so it is told whole or not at all.
+    A line without an end was cut off by the kill.
     """
     chance = random.Random(seed)
+    telling = threading.Lock()  # a long line may go into the pipe in two pieces
 
     def say(**facts: Any) -> None:
-        os.write(pipe.fileno(), f"{json.dumps(facts)}\n".encode())
+        with telling:
+            os.write(pipe.fileno(), f"{json.dumps(facts)}\n".encode())
 
     async def client(service: DatabaseSessionService, who: str) -> None:
         for number in itertools.count():

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventstore import ValueNotStorable
@@ -33,6 +33,7 @@ def same(a: Any, b: Any) -> bool:
     return repr(a) == repr(b)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_was_encoded_is_what_is_read(value: Any) -> None:
     (text,), encoding = encode([[value]], "a value")
@@ -78,6 +79,7 @@ def test_nested_too_deep() -> None:
         encode([value], "the thing")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
 def test_members_are_slices_of_the_stored_text(members: dict[str, Any]) -> None:
     (delta,), encoding = encode([{"session": members}], "a delta")

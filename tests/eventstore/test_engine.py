@@ -314,6 +314,7 @@ async def test_waiting_for_a_stuck_process_ends_with_its_name(
         await store.create(SESSION, created())
     # Readers never wait, and writers go on when it is gone.
     assert await store.load(SESSION, Window(), bool) is None
+    monkeypatch.undo()
     holder.kill()
     await store.create(SESSION, created())
 
@@ -443,10 +444,9 @@ def test_ctrl_c_in_a_blocking_call_leaves_a_store_that_works(database: Path) -> 
     program = (
         _PRELUDE
         + """
-    import signal, threading, time
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    import signal, time
     try:
-        store.transact(lambda _: time.sleep(1))
+        store.transact(lambda _: (os.kill(os.getpid(), signal.SIGINT), time.sleep(1)))
     except KeyboardInterrupt:
         print("interrupted")
     print(store.stats()["events"])
@@ -692,13 +692,13 @@ async def test_an_append_behind_a_wait_of_the_idle_writer_is_done(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watchdog once moved such an append to where the writer did not look."""
-    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 3)
     monkeypatch.setattr(engines, "_WATCH_S", 0.1)
     monkeypatch.setattr(engines, "_IDLE_S", 0.05)
     store = open_store(database, BUILT_IN)
     cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
     with gates_closed(database) as gate, gate.held_within(1):
-        await asyncio.sleep(0.6)  # the writer waits to fold the WAL, past the deadline
+        await asyncio.sleep(3.2)  # the writer waits to fold the WAL, past the deadline
         future = store.append(SESSION, new_event(), cursor)
         await asyncio.sleep(0.15)
     await asyncio.wait_for(future, 10)
@@ -716,9 +716,10 @@ def test_a_fork_while_another_thread_closes(database: Path) -> None:
         for _ in range(10):
             await which.append(session(name), new_event(), cursor)
     asyncio.run(use(store, "parent"))
-    held = threading.Thread(target=store.transact, args=(lambda _: time.sleep(0.5),))
+    begun = threading.Event()
+    held = threading.Thread(target=store.transact, args=(lambda _: (begun.set(), time.sleep(0.5)),))
     held.start()
-    time.sleep(0.1)
+    begun.wait()
     closing = threading.Thread(target=store.close)
     closing.start()
     time.sleep(0.1)
@@ -813,6 +814,8 @@ async def test_a_commit_that_failed_and_stored_nothing(
         monkeypatch.undo()
         raise sqlite3.OperationalError("disk I/O error")
 
+    # Together also where what came before has waited, behind which the writer takes one by one.
+    store._engine._slow_until = 0.0  # type: ignore[attr-defined]
     monkeypatch.setattr(store._engine._write, "_commit", fail)  # type: ignore[attr-defined]
     event = new_event()
     await asyncio.gather(

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -152,7 +152,7 @@ def _terminate(scene: Scene) -> None:
 def _kill_backend(scene: Scene) -> None:
     backends = scene.backends()
     if backends:
-        os.kill(scene.chance.choice(backends), signal.SIGKILL)
+        _signal(scene.chance.choice(backends), signal.SIGKILL)
 
 
 def _cut(scene: Scene) -> None:
@@ -180,10 +180,15 @@ def _unanswered(scene: Scene) -> None:
 def _freeze(scene: Scene) -> None:
     stopped = [scene.server.pid, *scene.server.children()]
     for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+        _signal(pid, signal.SIGSTOP)
     scene.while_away()
     for pid in stopped:
-        os.kill(pid, signal.SIGCONT)
+        _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, what: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # a process of the server that has ended by itself
+        os.kill(pid, what)
 
 
 FAULTS: Final[dict[str, Callable[[Scene], None]]] = {
@@ -272,6 +277,8 @@ def failover(*, synchronous: bool, lag_s: float, seed: int, processes: int = 2) 
                 if lag_s:
                     between.silence()
                     time.sleep(lag_s)
+                    if not synchronous:  # else nothing is acknowledged now
+                        oracle.wait_for_one()
                 primary.kill()
                 replica.promote()
                 over = time.monotonic()

@@ -20,13 +20,18 @@ def servers(folder: Path) -> list[int]:
     """Process ids of the servers that run on data in the folder."""
     found = []
     for noted in folder.glob("*/postmaster.pid"):
-        pid = int(noted.read_text().splitlines()[0])
-        command = Path(f"/proc/{pid}/cmdline")
-        # A server that was killed leaves its note behind, and its id may be somebody else's by now.
-        if not Path("/proc/self").exists() or (
-            command.exists() and os.fsencode(noted.parent) in command.read_bytes().split(b"\0")
-        ):
+        try:
+            pid = int(noted.read_text().splitlines()[0])
+            # One that was killed leaves its note behind, and its id may be somebody else's by now.
+            if Path("/proc/self").exists():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if os.fsencode(noted.parent) not in command:
+                    continue
             found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        except (IndexError, ValueError):
+            found.append(0)  # it is just writing it
     return found
 
 
@@ -41,7 +46,8 @@ def main() -> None:
     while running := servers(folder):
         for pid in running:
             try:
-                os.kill(pid, how)
+                if pid:
+                    os.kill(pid, how)
             except ProcessLookupError:
                 continue
         time.sleep(0.02)

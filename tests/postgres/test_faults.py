@@ -113,8 +113,10 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 async def test_an_unknown_outcome_is_reported_and_the_same_event_is_stored_once(
-    postgres: Place,
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It must wait for its lock until the network has fallen silent.
+    monkeypatch.setattr("eventstore.postgres.appending._PATIENCE_S", 30.0)
     with relay(postgres.url) as way:
         async with DatabaseSessionService(way.url(postgres.target)) as service:
             session = await service.create_session(APP, USER, "s")
@@ -154,8 +156,8 @@ async def test_a_server_that_falls_silent_is_given_up_by_readers_and_writers(
 ) -> None:
     """Also where nothing else tells of it: here the relay takes what is sent."""
     monkeypatch.setattr("eventstore.postgres.engine._WATCH_S", 0.05)
-    monkeypatch.setattr("eventstore.postgres.engine._GRACE_S", 0.1)
-    options = "&statement_timeout=0.2&lock_timeout=0.2&connect_timeout=2"
+    monkeypatch.setattr("eventstore.postgres.engine._GRACE_S", 1.0)
+    options = "&statement_timeout=2&lock_timeout=2&connect_timeout=10"
     with relay(postgres.url) as way:
         async with DatabaseSessionService(way.url(postgres.target) + options) as service:
             session = await service.create_session(APP, USER, "s")

@@ -66,6 +66,12 @@ def events_locked(place: Place) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that waits for a lock as long as the test takes to bring the others into place."""
+    monkeypatch.setattr("eventstore.postgres.appending._PATIENCE_S", 30.0)
+
+
 def in_thread(coroutine: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=lambda: asyncio.run(coroutine()))
     thread.start()
@@ -79,6 +85,7 @@ async def append(store: EventStore, name: str, delta: Any) -> None:
     await store.append(session(name), new_event(delta=delta), cursor)
 
 
+@pytest.mark.usefixtures("_patient")
 def test_an_event_that_draws_first_and_commits_second(postgres: Place) -> None:
     """The known bad schedule: A draws its position, B writes the same key and would commit first.
 
@@ -105,6 +112,7 @@ async def _create(store: EventStore, name: str) -> None:
     await store.create(session(name), created())
 
 
+@pytest.mark.usefixtures("_patient")
 def test_sessions_that_share_no_key_do_not_wait_for_each_other(postgres: Place) -> None:
     with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
         for name in ("a", "b"):
@@ -118,6 +126,7 @@ def test_sessions_that_share_no_key_do_not_wait_for_each_other(postgres: Place) 
         first.join()
 
 
+@pytest.mark.usefixtures("_patient")
 def test_readers_of_the_log_wait_for_what_is_under_way_below(postgres: Place) -> None:
     """A draws its position first and commits last: until then nobody reads what is behind it.
 

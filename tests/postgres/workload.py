@@ -139,6 +139,13 @@ class Oracle:
             time.sleep(0.005)
         raise AssertionError(self.failures)
 
+    def wait_for_one(self, patience_s: float = 60) -> None:
+        """Waits until one more append is acknowledged."""
+        before, deadline = self.count["ack"], time.monotonic() + patience_s
+        while self.count["ack"] == before:
+            assert time.monotonic() < deadline, f"nothing more, {dict(self.count)}"
+            time.sleep(0.005)
+
 
 async def check(target: str, oracle: Oracle) -> list[str]:
     """What was acknowledged and is not there, is there twice or in part, or was never tried."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from eventstore import (
     DeleteOwner,
     EventStore,
     EventType,
+    MaintenanceRunning,
     Projection,
     Put,
     RecordedEvent,
@@ -212,6 +214,18 @@ def write(path: str | Path, name: str, *, number: int = 0) -> None:
     note = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with closing(open_store(path, BUILT_IN)) as store:
         asyncio.run(work(store, number))
+
+
+def wait_until_free(store: EventStore) -> None:
+    """Waits until a server has noticed that who maintained it was killed, a moment after."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with store.maintaining("look"):
+                return
+        except MaintenanceRunning:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def assert_nothing_is_lost(path: str | Path, store: EventStore) -> None:

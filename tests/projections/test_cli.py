@@ -387,7 +387,8 @@ def test_an_interrupted_rebuild_leaves_the_tables_as_they_were(large: Path, tmp_
     db = Path(shutil.copy(large, tmp_path / "large.sqlite3"))
     query(db, "UPDATE state SET state_value = '\"drifted\"' WHERE state_key = 'key 7'")
     before = query(db, "SELECT * FROM state ORDER BY 1, 2")
-    process = start("rebuild-projections", "--db", db, "--format", "json")
+    words = ["rebuild-projections", "--db", db, "--format", "json"]
+    process = start(sys.executable, "-c", SLOWLY, *words)
     with closing(sqlite3.connect(db)) as connection:
         wait_for(lambda: _has_rows(connection, "shadow_state"))
     process.send_signal(signal.SIGINT)
@@ -425,6 +426,12 @@ def test_of_two_rebuilds_at_once_the_second_says_so(
 
 # Progress.
 
+SLOWLY = (
+    "import sys, importlib, projections.cli.progress as p; p.INTERVAL_S = 1e9\n"
+    "importlib.import_module('projections.rebuild')._ROWS_PER_TRANSACTION = 20\n"
+    "from projections.cli import main; main(sys.argv[1:])"
+)
+"""In many transactions, so that it can be interrupted before it is done."""
 OFTEN = (
     "import sys, projections.cli.progress as p; p.INTERVAL_S = {}\n"
     "from projections.cli import main; main(sys.argv[1:])"
@@ -551,10 +558,11 @@ def test_fixing_asks_on_a_terminal(answer: str, code: int, db: Path) -> None:
     while b"[y/N]" not in asked:
         asked += os.read(ours, 4096)
     # A signal that comes just before Python begins to read is seen only with the next one.
-    for _ in range(20 if answer == "\x03" else 1):
-        os.write(ours, answer.encode())
+    for _ in range(6 if answer == "\x03" else 1):
+        with suppress(OSError):  # it has closed the terminal, and is about to end
+            os.write(ours, answer.encode())
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20 if answer != "\x03" else 0.5)
+            process.wait(60 if answer != "\x03" else 5)
             break
     process.communicate(timeout=20)
     told = _read_all(ours)

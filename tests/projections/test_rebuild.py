@@ -44,6 +44,7 @@ from tests.projections.logs import (
     attack,
     perform_all,
     rows,
+    wait_until_free,
     write,
 )
 
@@ -330,6 +331,7 @@ def test_killed_at_random_moments_nothing_is_changed(target: str) -> None:
             time.sleep(chance.random() / 8)
             process.kill()
             process.join()
+            wait_until_free(store)
             assert rows(store) == before
             assert is_whole(target)
         assert verify(store, BUILT_IN).clean
@@ -366,17 +368,8 @@ def test_maintenance_keeps_other_maintenance_off_and_not_the_writers(target: str
         finally:
             process.kill()
             process.join()
-        if on_server(target):  # which notices a moment later that a process is dead
-            wait_until(lambda: _is_free(store))
+        wait_until_free(store)
         rebuild(store, BUILT_IN)  # who dies gives it up
-
-
-def _is_free(store: EventStore) -> bool:
-    try:
-        with store.maintaining("look"):
-            return True
-    except MaintenanceRunning:
-        return False
 
 
 @pytest.mark.parametrize("outer", [rebuild, verify])

@@ -34,6 +34,7 @@ from tests.projections.logs import (
     attack,
     perform_all,
     rows,
+    wait_until_free,
     write,
 )
 from tests.projections.test_rebuild import Steps, fill
@@ -252,6 +253,7 @@ def test_writers_and_maintenance_that_are_killed_lose_nothing(target: str) -> No
                 time.sleep(chance.random() / 50)
             for process in (*writers, *maintenance):
                 process.join()
+            wait_until_free(store)
             assert_nothing_is_lost(target, store)
             assert is_whole(target)
             report = verify(store, BUILT_IN)

@@ -653,10 +653,15 @@ def large(tmp_path: Path) -> Path:
 
 
 _PROGRAM = """
-import sys
+import sys, time
 from projections import BUILT_IN
 from projections.transfer import import_log
-import_log(sys.argv[1], sys.argv[2], BUILT_IN, progress=lambda *_: print("some", flush=True))
+calls = []
+def progress(*_):
+    print("some", flush=True)
+    calls.append(1)
+    time.sleep(5 if len(calls) >= int(sys.argv[3]) else 0)  # to be killed before it is done
+import_log(sys.argv[1], sys.argv[2], BUILT_IN, progress=progress)
 """
 
 
@@ -668,8 +673,10 @@ def test_killed_in_the_middle_nothing_was_taken(
     source, target = tmp_path / name, tmp_path / "new.db"
     if name == "app.jsonl":
         open_store(target, BUILT_IN).close()
+    # What goes into a store that is there was proved once before it is written.
+    steps = 2 if name == "large.jsonl" else 5
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(source), str(target)],
+        [sys.executable, "-c", _PROGRAM, str(source), str(target), str(steps)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -678,8 +685,7 @@ def test_killed_in_the_middle_nothing_was_taken(
     seen = 0
     for line in process.stdout:
         seen += line == "some\n"
-        # What goes into a store that is there was proved once before it is written.
-        if seen == (2 if name == "large.jsonl" else 5):
+        if seen == steps:
             break
     process.send_signal(number)
     process.communicate(timeout=60)

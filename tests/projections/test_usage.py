@@ -69,7 +69,7 @@ from tests.eventstore.events import SESSION, created, new_event, session
 from tests.places import query
 
 DAY = 86_400.0
-SECONDS = 15
+SECONDS = 120
 """After which a wait has failed."""
 
 
@@ -132,6 +132,7 @@ TOKENS = {
 async def test_what_the_real_runner_did(target: str) -> None:
     async with DatabaseSessionService(target, projections=[UsageProjection()]) as service:
         before = datetime.now(UTC).date()
+        began = time.monotonic()
         call = Reply(spoken([called("note", word="x"), called("note", word="y")]), 0.05)
         call.usage = TOKENS
         answer = Reply(spoken("done"), 0.15, usage=TOKENS)
@@ -147,7 +148,7 @@ async def test_what_the_real_runner_did(target: str) -> None:
         assert total[5:14] == (3, 2, 1, 200, 40, 60, 8, 10, 259)
         # The calls took 50, 150 and 0 ms.
         assert total.latency_calls == 3
-        assert 190_000 <= total.latency_us < 2_000_000
+        assert 190_000 <= total.latency_us <= (time.monotonic() - began) * 1e6
         assert total.mean_latency_ms == pytest.approx(total.latency_us / 3000)
 
 
