@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -105,7 +106,9 @@ def postgres_url() -> Iterator[str]:
 @contextmanager
 def new_schema(postgres_url: str) -> Iterator[Place]:
     """A schema of its own; what is in it is gone behind it."""
-    place = Place(postgres_url, f"test_{os.getpid()}_{next(_numbers)}")
+    # Not by the process alone: of one that was killed there may be notes (see `notes_beside`).
+    unique = uuid.uuid4().hex[:8]
+    place = Place(postgres_url, f"test_{os.getpid()}_{next(_numbers)}_{unique}")
     yield place
     if os.environ.get(POSTGRES_URL):
         execute(place.url, f"DROP SCHEMA IF EXISTS {place.schema} CASCADE")

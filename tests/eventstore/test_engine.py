@@ -129,6 +129,9 @@ def test_a_process_that_lacks_a_projection_refuses_to_write(database: Path) -> N
 
 
 def test_stores_on_one_file_share_one_engine(database: Path) -> None:
+    for thread in threading.enumerate():
+        if thread.name == "eventstore-watchdog":
+            thread.join(5)  # of a store that was closed before
     threads = threading.active_count()
     stores = [open_store(database, BUILT_IN) for _ in range(5)]
 

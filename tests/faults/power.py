@@ -35,7 +35,7 @@ from random import Random
 from typing import Final
 
 from adk_adapter import DatabaseSessionService
-from eventstore import Durability, EventStore, MaintenanceRunning, open_store
+from eventstore import Durability, EventStore, MaintenanceRunning, StoreUnusable, open_store
 from projections import BUILT_IN, rebuild, run, scavenge
 from tests.faults.crash import Oracle, Violation, check
 from tests.faults.disk import LOSSES, Disk, Files, Operation
@@ -94,7 +94,7 @@ def power(folder: Path, *, runs: int, cuts: int, seed: int, commits: int = 150) 
                 files = disk.after(loss, chance)
                 try:
                     lost = _check(place, files, oracle, durability, None if maintained else log)
-                except Violation as error:
+                except (Violation, StoreUnusable) as error:
                     raise Violation(f"{what}, {place}: {error}") from error
                 figures.lost_in_normal = max(figures.lost_in_normal, lost)
                 shutil.rmtree(place)

@@ -112,10 +112,12 @@ def test_root_may_have_the_binaries_where_nobody_else_can_go(room: Servers) -> N
 
 
 PROGRAM = """\
+import time
 from tests.postgres.server import running
 with running() as server:
     print(server.folder, server.pid, flush=True)
-    input()
+    while True:
+        time.sleep(0.05)  # one long wait would miss a Ctrl-C that comes just before it
 """
 
 
