@@ -81,19 +81,16 @@ def split_scopes(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         InvalidIdentifier: a key that no database can hold.
     """
     scopes: dict[str, dict[str, Any]] = {}
-    session: dict[str, Any] | None = None
     for key, value in state.items():
-        if ":" not in check_identifier("a state key", key):  # as most are
-            if session is None:
-                session = scopes.setdefault("session", {})
-            session[key] = value
-        elif not key.startswith(State.TEMP_PREFIX):
-            for scope, prefix in _PREFIXES.items():
-                if key.startswith(prefix):
-                    scopes.setdefault(scope, {})[key.removeprefix(prefix)] = value
-                    break
-            else:
-                scopes.setdefault("session", {})[key] = value
+        check_identifier("a state key", key)
+        if key.startswith(State.TEMP_PREFIX):
+            continue
+        for scope, prefix in _PREFIXES.items():
+            if key.startswith(prefix):
+                scopes.setdefault(scope, {})[key.removeprefix(prefix)] = value
+                break
+        else:
+            scopes.setdefault("session", {})[key] = value
     return scopes
 
 

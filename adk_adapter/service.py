@@ -17,7 +17,7 @@ from collections.abc import (
 )
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn
 
@@ -822,20 +822,12 @@ class DatabaseSessionService(BaseSessionService):
 def _session_key(
     app_name: str, user_id: str, session_id: str | None, *, generate: bool = False
 ) -> StreamKey:
-    try:
-        key = _checked_key(app_name, user_id, session_id)
-    except TypeError:  # one of them has no hash, and is no text
-        key = _checked_key.__wrapped__(app_name, user_id, session_id)
-    return key._replace(session_id=new_uuid()) if generate and not key.session_id else key
-
-
-@lru_cache(maxsize=1_024)
-def _checked_key(app_name: str, user_id: str, session_id: str | None) -> StreamKey:
-    """The key of a session, made once for the many calls that an agent makes for it."""
     check_identifier("app_name", app_name)
     check_identifier("user_id", user_id)
     if session_id is not None:
         session_id = check_identifier("session_id", session_id).strip()
+    if generate:
+        session_id = session_id or new_uuid()
     return StreamKey(StreamKind.SESSION, app_name, user_id, session_id or "")
 
 

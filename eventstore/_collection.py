@@ -47,7 +47,7 @@ def keep_memory(size: int) -> None:
 
     Those of GNU give large blocks back to the system at once, until one as large was freed: after
     that they keep what is smaller, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). Taking megabytes
-    anew for each page takes a tenth of the time of a rebuild. This one is never touched, so it
+    anew for each page takes 7 % of the time of a rebuild. This one is never touched, so it
     takes none.
     """
     bytes(size)

@@ -500,8 +500,8 @@ class Engine:
     def _fold_wal(self) -> None:
         """Copies the WAL into the file, and gives its space back when it grew large.
 
-        Most of the time is the disk's, which is to have the WAL before the file: so that is begun
-        while others still write, and what is left in the gate takes a fifth as long.
+        Most of the time is the disk's, which is to have the WAL before the file: so that is done
+        while others still write.
         """
         wal = f"{self.path}-wal"
         self._folding = True

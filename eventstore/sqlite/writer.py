@@ -148,14 +148,14 @@ class Writer:
                 self.resolve()
             return True
         changes, content_bytes = transaction.written()
-        per_frame = _CHANGES_PER_FRAME
+        per_frame = _CHANGES_PER_FRAME_IN_BULK if group[0].alone else _CHANGES_PER_FRAME
+        frames = _FRAMES_PER_COMMIT + changes // per_frame + content_bytes // _PAGE_BYTES
         if group[0].alone:
             self._look_again()
-            per_frame = _CHANGES_PER_FRAME_IN_BULK
             # Maintenance frees pages, which no count of changes shows.
             grown = _platform.file_size(self._wal_path) - size
-            self.frames = max(self.frames, grown // _PAGE_BYTES)
-        self.frames += _FRAMES_PER_COMMIT + changes // per_frame + content_bytes // _PAGE_BYTES
+            frames = max(frames, grown // _PAGE_BYTES)
+        self.frames += frames
         settle(group, self.due)
         if self.observer is not None:
             self.observer.committed(len(group), self.committed_at - began)

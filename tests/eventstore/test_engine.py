@@ -691,6 +691,29 @@ async def test_large_appends_are_folded_into_the_file_too(database: Path) -> Non
     store.close()
 
 
+async def test_appends_go_on_while_the_disk_takes_the_wal(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, done = threading.Event(), threading.Event()
+
+    def sync(_: str) -> None:
+        asked.set()
+        done.wait(60)
+
+    monkeypatch.setattr(engines._platform, "sync_file", sync)
+    monkeypatch.setattr(engines, "_CHECKPOINT_FRAMES", 1)
+    store = open_store(database, BUILT_IN)
+    try:
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        assert await asyncio.to_thread(asked.wait, 60)
+        for _ in range(20):
+            await asyncio.wait_for(store.append(SESSION, new_event(), cursor), 30)
+        assert not done.is_set()
+    finally:
+        done.set()
+        store.close()
+
+
 async def test_an_append_behind_a_wait_of_the_idle_writer_is_done(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
