@@ -27,7 +27,6 @@ from adk_adapter.imports.writing import has_owner, is_taken, take_owner_state, t
 from adk_adapter.service import DatabaseSessionService
 from adk_adapter.session import ListSessionsResponse, Session
 from eventstore import StreamKey, StreamKind
-from eventstore.encoding import decode_value
 
 __all__ = ["MigratingSessionService"]
 
@@ -228,8 +227,7 @@ class MigratingSessionService(DatabaseSessionService):
 
     async def _shared_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The keys of an app and a user as they are here, with their prefixes."""
-        rows = await self._store.load_rows(StreamKey(StreamKind.APP, app_name), "state")
-        app = {str(key): decode_value(str(value)) for _, key, value, _ in rows}
+        app = await self._owned_state(StreamKey(StreamKind.APP, app_name))
         user = await super().get_user_state(app_name, user_id)
         return merge_scopes({"app": app, "user": user})
 

@@ -62,7 +62,6 @@ from eventstore import (
     NotADatabase,
     Projection,
     ProjectionMissing,
-    Row,
     StreamExists,
     StreamKey,
     StreamKind,
@@ -73,7 +72,6 @@ from eventstore import (
     check_identifier,
     open_store,
 )
-from eventstore.encoding import decode_value
 from projections import (
     Anchor,
     Follower,
@@ -97,6 +95,7 @@ from projections.history import (
 )
 from projections.listing import Order, SessionPage
 from projections.retention import Erased, Purged
+from projections.state import state_by_owner
 from projections.stats import Stats, measure
 from projections.transfer import Part, Taken, export_log
 
@@ -459,8 +458,12 @@ class DatabaseSessionService(BaseSessionService):
         """The keys a user has in an app, without their `user:` prefix."""
         check_identifier("app_name", app_name)
         check_identifier("user_id", user_id)
-        rows = await self._store.load_rows(StreamKey(StreamKind.USER, app_name, user_id), "state")
-        return {str(key): _value(str(key), str(value)) for _, key, value, _ in rows}
+        return await self._owned_state(StreamKey(StreamKind.USER, app_name, user_id))
+
+    async def _owned_state(self, key: StreamKey) -> dict[str, Any]:
+        """The keys that belong to one stream, without prefixes."""
+        rows = await self._store.load_rows(key, "state")
+        return next(iter(state_by_owner(rows).values()), {})
 
     @observed
     async def append_event(self, session: AdkSession, event: Event) -> Event:
@@ -874,32 +877,20 @@ def _made(loaded: Loaded, events: list[Event]) -> Session:
         raise ProjectionMissing(
             "sessions", f"it has no row of {stream.key}", "Run: rebuild-projections"
         )
+    state = state_by_owner(loaded.rows["state"])
+    scopes = {scope: state.get(owner, {}) for scope, owner in stream.owners.items()}
     # The values come from this package and from ADK's own models: nothing to validate again.
     return make_session(
         {
             "id": stream.key.session_id,
             "app_name": stream.key.app_name,
             "user_id": stream.key.user_id,
-            "state": _state(stream.owners, loaded.rows["state"]),
+            "state": merge_scopes(scopes),
             "events": events,
             "last_update_time": rows[0][2],
         },
         marker(stream.id, stream.conversation_version),
     )
-
-
-def _state(owners: Mapping[str, int], rows: Sequence[Row]) -> dict[str, Any]:
-    scopes: dict[int, dict[str, Any]] = {owner: {} for owner in owners.values()}
-    for owner, key, value, _ in rows:
-        scopes[int(owner)][str(key)] = _value(str(key), str(value))
-    return merge_scopes({scope: scopes[owner] for scope, owner in owners.items()})
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return decode_value(text)
-    except ValueError:
-        raise CorruptRow("state", f"holds no JSON (key {key!r})") from None
 
 
 @contextmanager

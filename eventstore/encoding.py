@@ -25,6 +25,7 @@ __all__ = [
     "decode",
     "decode_members",
     "decode_value",
+    "decode_values",
     "encode",
     "is_plain",
     "join_members",
@@ -148,6 +149,20 @@ def decode_value(text: str) -> Any:
         return _decode_strict(text)
     except msgspec.DecodeError:
         return json.loads(text)
+
+
+def decode_values(texts: Sequence[str]) -> list[Any]:
+    """Reads stored texts of state values, all at once where all are strict JSON.
+
+    Raises:
+        ValueError: one is no JSON.
+    """
+    try:
+        values: list[Any] = _decode_strict(f"[{','.join(texts)}]")
+    except msgspec.DecodeError:
+        values = []
+    # A text that is no JSON by itself may be part of one, or several.
+    return values if len(values) == len(texts) else [decode_value(text) for text in texts]
 
 
 class Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):

@@ -33,10 +33,10 @@ from eventstore import (
     StreamNotFound,
     check_identifier,
 )
-from eventstore.encoding import decode_value, encode
+from eventstore.encoding import encode
 from eventstore.limits import LABEL_LENGTH, LABELS, TITLE_LENGTH
 from projections.sessions import SessionsProjection
-from projections.state import StateProjection
+from projections.state import StateProjection, state_by_owner
 
 __all__ = [
     "SESSIONS",
@@ -287,14 +287,8 @@ def _info(row: Row, facts: StreamFacts) -> SessionInfo:
 
 def _state(facts: StreamFacts, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
     owners = facts.stream.owners
-    state: dict[str, dict[str, Any]] = {scope: {} for scope in owners}
-    scopes = {owner: scope for scope, owner in owners.items()}
-    for owner, key, value, _ in snapshot.owned_rows(_STATE, list(scopes)):
-        try:
-            state[scopes[int(owner)]][str(key)] = decode_value(str(value))
-        except ValueError:
-            raise CorruptRow("state", f"holds no JSON (key {key!r})") from None
-    return state
+    state = state_by_owner(snapshot.owned_rows(_STATE, list(owners.values())))
+    return {scope: state.get(owner, {}) for scope, owner in owners.items()}
 
 
 def labels_of(row: Row) -> dict[str, str]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Final
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from msgspec import Raw
 
-from eventstore.changes import Change, DeleteOwner, Put, Table
-from eventstore.encoding import decode_members, split_deltas, text_of
+from eventstore.changes import Change, DeleteOwner, Put, Row, Table
+from eventstore.encoding import (
+    decode_members,
+    decode_value,
+    decode_values,
+    split_deltas,
+    text_of,
+)
+from eventstore.errors import CorruptRow
 from eventstore.events import Deltas, EventType, RecordedEvent
 from eventstore.projection import BulkProjection
 
-__all__ = ["StateProjection"]
+__all__ = ["StateProjection", "state_by_owner"]
 
 _VIEW: Final = """\
 SELECT s.kind AS scope,
@@ -99,3 +107,28 @@ def _add(
     for key, text in members.items():
         if key not in owned or owned[key][1] < position:
             owned[key] = text, position
+
+
+def state_by_owner(rows: Sequence[Row]) -> Mapping[int, dict[str, Any]]:
+    """The keys and values that rows of the table hold, by owner; nothing for others.
+
+    Raises:
+        CorruptRow: a value is no JSON.
+    """
+    state: defaultdict[Any, dict[Any, Any]] = defaultdict(dict)
+    try:
+        values = decode_values([str(row[2]) for row in rows])
+    except ValueError:
+        key = next(row[1] for row in rows if not _is_json(str(row[2])))
+        raise CorruptRow("state", f"holds no JSON (key {key!r})") from None
+    for (owner, key, _, _), value in zip(rows, values, strict=True):
+        state[owner][key] = value
+    return state
+
+
+def _is_json(text: str) -> bool:
+    try:
+        decode_value(text)
+    except ValueError:
+        return False
+    return True
