@@ -209,12 +209,19 @@ def join_members(scope: str, members: Mapping[str, str]) -> list[tuple[bytes, in
     The inverse of `decode_members`. There may be two, for a text keeps its bytes only in its own
     encoding; none for no members.
     """
-    kinds: dict[int, dict[str, msgspec.Raw]] = {}
+    strict: dict[str, msgspec.Raw] = {}
+    python: list[str] = []
     for key, text in members.items():
         try:
             _decode_strict(text)
-            encoding = STRICT_JSON
         except msgspec.DecodeError:
-            encoding = PYTHON_JSON
-        kinds.setdefault(encoding, {})[key] = msgspec.Raw(text.encode())
-    return [(msgspec.json.encode({scope: kinds[kind]}), kind) for kind in sorted(kinds)]
+            python.append(f"{json.dumps(key)}:{text}")
+        else:
+            strict[key] = msgspec.Raw(text.encode())
+    deltas = []
+    if strict:
+        deltas.append((_encode_strict({scope: strict}), STRICT_JSON))
+    if python:
+        whole = f"{{{json.dumps(scope)}:{{{','.join(python)}}}}}"
+        deltas.append((whole.encode("ascii"), PYTHON_JSON))
+    return deltas

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from eventstore import (
     EventStore,
     EventStoreError,
     PathUnusable,
     Projection,
+    StorageFailed,
     copy_file,
     open_store,
     put_in_place,
@@ -29,7 +30,15 @@ from projections import installed
 from projections.rebuild import Progress
 from projections.verify import Verified, verify
 
-__all__ = ["BackedUp", "CopyDamaged", "backup", "new_file_beside", "restore", "usable_target"]
+__all__ = [
+    "BackedUp",
+    "CopyDamaged",
+    "backup",
+    "new_file_beside",
+    "private_file",
+    "restore",
+    "usable_target",
+]
 
 
 class BackedUp(NamedTuple):
@@ -144,6 +153,25 @@ def new_file_beside(path: Path) -> Iterator[Path]:
         yield Path(folder) / "copy.sqlite3"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def private_file(path: Path, name: Path) -> Iterator[BinaryIO]:
+    """A new file that its owner alone may read, and that is on the disk at last.
+
+    Raises:
+        StorageFailed: it cannot be written; said of the `name` that it is to have.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except InterruptedError:  # by whoever writes
+        raise
+    except OSError as error:
+        raise StorageFailed(str(name), f"cannot be written ({error.strerror})") from error
 
 
 def _verified(

@@ -43,7 +43,7 @@ from eventstore import (
     carried_over,
     changes_of,
 )
-from eventstore.encoding import PYTHON_JSON, STRICT_JSON, decode_members
+from eventstore.encoding import STRICT_JSON, decode_members, join_members
 from projections.asynchronous import catch_up, run
 from projections.rebuild import Progress
 from projections.sessions import SessionsProjection
@@ -266,26 +266,10 @@ def _written_last(
 def _carry_over(transaction: MaintenanceTransaction, owner: int, keys: dict[str, str]) -> int:
     """Gives keys of a scope a writer that stays."""
     scope = transaction.get_stream(owner)
-    for encoding in (STRICT_JSON, PYTHON_JSON):
-        members = {
-            key: msgspec.Raw(value.encode())
-            for key, value in keys.items()
-            if _encoding(value) == encoding
-        }
-        if members:
-            delta = msgspec.json.encode({scope.key.kind.value: members})
-            event = _event(EventType.STATE_SET, delta=delta, encoding=encoding)
-            scope = transaction.append(scope, event).stream
+    for delta, encoding in join_members(scope.key.kind.value, keys):
+        event = _event(EventType.STATE_SET, delta=delta, encoding=encoding)
+        scope = transaction.append(scope, event).stream
     return len(keys)
-
-
-def _encoding(value: str) -> int:
-    """Which encoding a stored value needs, for a value keeps its bytes only in its own."""
-    try:
-        msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return PYTHON_JSON
-    return STRICT_JSON
 
 
 def _event(

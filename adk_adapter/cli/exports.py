@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from projections.backup import new_file_beside, usable_target
+from projections.backup import new_file_beside, private_file, usable_target
 from projections.cli.base import Command, FilePath, Report, Settings
 from projections.cli.output import printable
 from projections.cli.transfer import moved
@@ -66,7 +65,7 @@ def export_sessions(
             if app is None or user is None or session is None:
                 raise click.UsageError(f"--as {form} needs --app, --user and --session.")
             path = usable_target(target, overwrite=overwrite)
-            content = _for_adk(store.path, (app, user, session), form)
+            content = _for_adk(settings.db, (app, user, session), form)
             if not dry_run:
                 _write(path, content)
             return _written(store.path, path, form, content, dry_run=dry_run)
@@ -82,7 +81,9 @@ def export_sessions(
     return moved(done, "export", "Exported", dry_run=dry_run)
 
 
-def _for_adk(db: str, key: tuple[str, str, str], form: Literal["session", "eval-set"]) -> bytes:
+def _for_adk(
+    db: str | None, key: tuple[str, str, str], form: Literal["session", "eval-set"]
+) -> bytes:
     from adk_adapter.service import DatabaseSessionService
 
     async def export() -> bytes:
@@ -107,9 +108,6 @@ def _written(path: str, target: Path, form: str, content: bytes, *, dry_run: boo
 
 def _write(path: Path, content: bytes) -> None:
     with new_file_beside(path) as copy:
-        descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with private_file(copy, path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         copy.replace(path)

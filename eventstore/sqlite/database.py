@@ -90,6 +90,12 @@ def check_identity(path: str, identity: tuple[int, int] | None) -> None:
         )
 
 
+def translate_copy(source: str, target: str, error: sqlite3.Error) -> BaseException:
+    """As `translate`, of a copy from one file to another: SQLite does not say which it is about."""
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return translate(target if full else source, error)
+
+
 def translate(path: str, error: BaseException) -> BaseException:
     """The typed error for one of SQLite's; all others come back as they are."""
     if not isinstance(error, sqlite3.Error):

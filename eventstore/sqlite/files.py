@@ -11,7 +11,7 @@ from typing import Final
 
 from eventstore import _platform
 from eventstore.errors import DatabaseInUse, PathUnusable, StoreBusy
-from eventstore.sqlite.database import BUSY_TIMEOUT_S, translate
+from eventstore.sqlite.database import BUSY_TIMEOUT_S, translate, translate_copy
 from eventstore.sqlite.gate import Gate
 
 __all__ = ["copy_file", "put_in_place"]
@@ -51,7 +51,7 @@ def copy_file(source: str, target: str) -> None:
             original.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             original.backup(copy, pages=_PAGES_PER_STEP)
     except sqlite3.Error as error:
-        raise translate(source, error) from None
+        raise translate_copy(source, target, error) from None
 
 
 def put_in_place(copy: str, path: str) -> None:

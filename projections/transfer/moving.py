@@ -34,18 +34,19 @@ from eventstore import (
 from eventstore.chain import first_link
 from eventstore.location import resolve
 from projections.anchors import Anchor
-from projections.backup import CopyDamaged, new_file_beside, usable_target
+from projections.backup import CopyDamaged, new_file_beside, private_file, usable_target
 from projections.kept import KeptKeys
 from projections.rebuild import Progress
 from projections.transfer.portable import BEGINNING, Reader, Writer
 from projections.transfer.proof import Proof
 from projections.transfer.scope import WHOLE, Part, StoredLog
-from projections.verify import verify
+from projections.verify import Verified, verify
 
 __all__ = [
     "Exists",
     "NotEmpty",
     "Taken",
+    "TargetDamaged",
     "copy_log",
     "export_log",
     "import_log",
@@ -87,6 +88,19 @@ class Exists(EventStoreError):
             "Delete it first, or take in something else."
         )
         self.stream = stream
+
+
+class TargetDamaged(EventStoreError):
+    """A log was taken, all of it, into a database that does not verify."""
+
+    def __init__(self, path: str, verified: Verified) -> None:
+        drifted = ", ".join(f"{count} in {table}" for table, count in verified.drifted.items())
+        super().__init__(
+            f"{path} has taken all of it, and does not verify: {drifted}. "
+            "Find out what is wrong: adk-eventstore verify"
+        )
+        self.path = path
+        self.verified = verified
 
 
 @dataclass
@@ -139,14 +153,15 @@ def export_log(
     Raises:
         StreamNotFound: there is nothing of this part.
         CorruptEvent: the log is damaged.
-        PathUnusable: the file exists and `overwrite` was not given, or cannot be written.
+        PathUnusable: the file exists and `overwrite` was not given, or its folder is read-only.
+        StorageFailed: the disk is full or failing.
     """
     path = usable_target(target, overwrite=overwrite)
     done = Taken(store.path, str(path), part)
     with new_file_beside(path) as copy:
 
         def write(given: _Given) -> None:
-            with _private(copy) as file:
+            with private_file(copy, path) as file:
                 writer = Writer(file, part)
                 proof = Proof(given.damaged, whole=part.whole)
                 for facts in given.streams:
@@ -157,8 +172,6 @@ def export_log(
                     writer.write_event(logged)
                 proof.finish()
                 writer.end()
-                file.flush()
-                os.fsync(file.fileno())
                 done.streams, done.events = writer.streams, writer.events
                 done.root = _root(given, proof)
 
@@ -167,14 +180,6 @@ def export_log(
         if not dry_run:
             copy.replace(path)
     return done
-
-
-@contextmanager
-def _private(path: Path) -> Iterator[BinaryIO]:
-    """A new file that its owner alone may read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        yield file
 
 
 class _Stop:
@@ -274,17 +279,16 @@ def import_log(
     Raises:
         ExportDamaged: the file is not what was written.
         NotEmpty, Exists: see there.
+        TargetDamaged: all of it was taken, into a database that does not verify.
         PathUnusable: the source cannot be read, or the target not be written.
     """
     path = Path(source)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise PathUnusable(str(path), f"cannot be read: {error.strerror}", "Name a file.") from None
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
     stop = _Stop()
 
     def read(function: Callable[[_Given], T]) -> T:
-        with path.open("rb") as file:
+        with _open(path) as file:
             reader = Reader(file, str(path))
 
             def events() -> Iterator[LoggedEvent]:
@@ -304,6 +308,13 @@ def import_log(
         proof, done.streams, done.events = read(_prove)
     _put(read, proof, done, target, inline, stop, dry_run=dry_run)
     return done
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise PathUnusable(str(path), f"cannot be read: {error.strerror}", "Name a file.") from None
 
 
 def copy_log(
@@ -421,7 +432,7 @@ def _put_into(
         store.transact(lambda transaction: read(partial(writing.at_once, transaction)))
     verified = verify(store, inline, since=before)
     if not verified.clean:
-        raise CopyDamaged(store.path, verified)
+        raise TargetDamaged(store.path, verified)
 
 
 def _has_all(heads: Mapping[int, tuple[int, bytes]], snapshot: Snapshot) -> bool:

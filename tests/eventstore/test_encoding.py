@@ -18,6 +18,7 @@ from eventstore.encoding import (
     decode_members,
     decode_value,
     encode,
+    join_members,
 )
 
 TEXT = st.text(st.characters(codec=None, categories=None))  # surrogates and NUL included
@@ -89,3 +90,18 @@ def test_members_are_slices_of_the_stored_text(members: dict[str, Any]) -> None:
     for key, text in split.items():
         assert same(decode_value(text), members[key])
         assert text.encode() in delta
+
+
+@settings(deadline=None)
+@given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
+def test_members_are_joined_as_they_were_split(members: dict[str, Any]) -> None:
+    texts = {}
+    for key, value in members.items():
+        (delta,), encoding = encode([{"session": {key: value}}], "a delta")
+        assert delta is not None
+        texts |= decode_members(delta, encoding)["session"]
+    joined = {}
+    for delta, encoding in join_members("session", texts):
+        assert encoding == STRICT_JSON or delta.isascii()
+        joined |= decode_members(delta, encoding)["session"]
+    assert joined == texts

@@ -28,6 +28,7 @@ from eventstore import (
 )
 from projections import BUILT_IN, UsageProjection, rebuild, run, scavenge, verify
 from projections.backup import backup
+from projections.transfer import export_log
 from tests.eventstore.events import SESSION, created, new_event, session
 
 _BYTES: Final = 6_000_000
@@ -237,5 +238,9 @@ def test_a_backup_that_does_not_fit(tmp_path: Path, small_disk: Path | None) -> 
         with pytest.raises((StorageFailed, StoreUnusable)) as raised:
             backup(store, target)
         assert "full" in str(raised.value) or "space" in str(raised.value)
+        assert str(database) not in str(raised.value)
+        with pytest.raises(StorageFailed, match="No space left") as raised:
+            export_log(store, small_disk / "b.jsonl")
+        assert str(small_disk / "b.jsonl") in str(raised.value)
         assert list(small_disk.iterdir()) == []
         assert len(read(store)) == 900

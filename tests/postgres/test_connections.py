@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import ssl
 import traceback
@@ -11,8 +13,10 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from adk_adapter import DatabaseSessionService
+from adk_adapter.cli import main
 from eventstore import ServerUnavailable, TimedOut
 from tests.conftest import Place
 from tests.contention.workers import APP, USER, event
@@ -165,3 +169,21 @@ async def test_a_health_check(server: Server) -> None:
                 await service.ping()
             way.restore()
             await service.ping()
+
+
+def test_a_command_that_reads_through_the_service_has_the_password(
+    server: Server, tmp_path: Path
+) -> None:
+    execute(server.url(), "CREATE SCHEMA IF NOT EXISTS exported AUTHORIZATION app")
+
+    async def fill() -> None:
+        async with DatabaseSessionService(url_of(server), schema="exported") as service:
+            await service.create_session(APP, USER, "s")
+
+    asyncio.run(fill())
+    whose = ["--app", APP, "--user", USER, "--session", "s"]
+    words = ["--as", "session", *whose, "--db", f"{url_of(server)}?schema=exported"]
+    done = CliRunner().invoke(main, ["export", str(tmp_path / "s.json"), *words])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert_unknown(PASSWORD, done.output)
+    assert json.loads((tmp_path / "s.json").read_text())["id"] == "s"
