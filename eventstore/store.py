@@ -164,6 +164,12 @@ class Finding(NamedTuple):
     message: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, check: str, error: BaseException) -> Finding:
+        """The problem that an error says, whose last sentence is the remedy."""
+        message, _, remedy = str(error).rstrip(".").rpartition(". ")
+        return cls(check, "problem", message or remedy, f"{remedy}." if message else "")
+
 
 class Snapshot(Protocol):
     """Reads of one consistent state of the database, whole or in pages."""

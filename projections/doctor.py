@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 
 from eventstore import EventStore, EventStoreError, Finding, Projection, Snapshot, examine
@@ -33,7 +34,7 @@ def examine_database(
         asynchronous = installed.asynchronous()
         installed.distinct((*inline, *asynchronous))
     except EventStoreError as error:
-        findings.append(Finding("projections", "problem", str(error)))
+        findings.append(Finding.of("projections", error))
         inline, asynchronous = installed.BUILT_IN, ()
     findings += examine(target, inline, (*asynchronous, *installed.OPTIONAL), whole=whole)
     if not any(finding.state == "problem" or finding.check == "migration" for finding in findings):
@@ -58,14 +59,11 @@ def _projections(
 ) -> list[Finding]:
     """How the projections stand, and what waits for a vacuum."""
     try:
-        store = open_any(target, inline, for_rebuild=True, create=False)
+        with closing(open_any(target, inline, for_rebuild=True, create=False)) as store:
+            findings = _standing(store, inline, asynchronous)
+            deleted = store.snapshot(_deleted)
     except EventStoreError as error:
-        return [Finding("projections", "problem", str(error))]
-    try:
-        findings = _standing(store, inline, asynchronous)
-        deleted = store.snapshot(_deleted)
-    finally:
-        store.close()
+        return [Finding.of("projections", error)]
     if deleted:
         findings.append(
             Finding(

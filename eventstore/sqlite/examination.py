@@ -51,9 +51,9 @@ def examine(
     try:
         before, pending = pending_migrations(path)
     except SchemaTooNew as error:
-        return [*findings, _problem("schema", error)]
+        return [*findings, Finding.of("schema", error)]
     except EventStoreError as error:
-        return [*findings, _problem("file", error)]
+        return [*findings, Finding.of("file", error)]
     findings += _wal(path)
     # A connection that reads makes a -wal and a -shm where there are none: not in a look.
     mode = "mode=ro" if _platform.file_size(f"{path}-wal") else "mode=ro&immutable=1"
@@ -72,13 +72,8 @@ def examine(
             findings += _strangers(connection, (*projections, *others))
             findings += _integrity(connection, path, whole=whole)
     except sqlite3.Error as error:
-        findings.append(_problem("file", translate(path, error)))
+        findings.append(Finding.of("file", translate(path, error)))
     return findings
-
-
-def _problem(check: str, error: BaseException) -> Finding:
-    message, _, remedy = str(error).rstrip(".").rpartition(". ")
-    return Finding(check, "problem", message or remedy, f"{remedy}." if message else "")
 
 
 def _sqlite() -> Finding:
@@ -213,13 +208,13 @@ def _schema(
     try:
         check_schema(connection, path, projections, for_rebuild=True)
     except EventStoreError as error:
-        yield _problem("schema", error)
+        yield Finding.of("schema", error)
         return
     yield Finding("schema", "ok", f"schema version {len(migrations())}, as it should be")
     try:
         check_schema(connection, path, projections)
     except ProjectionMissing as error:
-        found = _problem("tables", error)
+        found = Finding.of("tables", error)
         yield found._replace(state="warning")
 
 
