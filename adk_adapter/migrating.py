@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from google.adk.events import Event
@@ -21,10 +21,12 @@ from google.adk.sessions.base_session_service import GetSessionConfig
 
 from adk_adapter._adk import SessionNotFoundError
 from adk_adapter.codec import merge_scopes
+from adk_adapter.exports import Form
+from adk_adapter.history import StoredEvent
 from adk_adapter.imports.found import OwnerState
 from adk_adapter.imports.services import found_in, owners_of, prepare_from
 from adk_adapter.imports.writing import has_owner, is_taken, take_owner_state, take_session
-from adk_adapter.service import DatabaseSessionService
+from adk_adapter.service import DatabaseSessionService, session_key
 from adk_adapter.session import ListSessionsResponse, Session
 from eventstore import StreamKey, StreamKind
 
@@ -103,7 +105,8 @@ class MigratingSessionService(DatabaseSessionService):
         # In this order: one that is taken over meanwhile is in both, and not in neither.
         here = await super().list_sessions(app_name, user_id)
         there = {
-            _session_key(each.app_name, each.user_id, each.id): each for each in listed.sessions
+            StreamKey(StreamKind.SESSION, each.app_name, each.user_id, each.id.strip()): each
+            for each in listed.sessions
         }
         taken = await asyncio.to_thread(
             self._store.snapshot, lambda s: {key for key in there if is_taken(s, key)}
@@ -156,9 +159,47 @@ class MigratingSessionService(DatabaseSessionService):
                 raise
         return await super().update_keys(app_name, user_id, session_id, keys)
 
+    async def set_title(
+        self, app_name: str, user_id: str, session_id: str, title: str | None
+    ) -> None:
+        """As in DatabaseSessionService; a session that is not here yet is taken over first."""
+        await self._take_over(app_name, user_id, session_id)
+        await super().set_title(app_name, user_id, session_id, title)
+
+    async def set_labels(
+        self, app_name: str, user_id: str, session_id: str, labels: Mapping[str, str | None]
+    ) -> dict[str, str]:
+        """As in DatabaseSessionService; a session that is not here yet is taken over first."""
+        await self._take_over(app_name, user_id, session_id)
+        return await super().set_labels(app_name, user_id, session_id, labels)
+
+    async def iter_events(
+        self,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        *,
+        after_version: int = 0,
+        limit: int | None = None,
+    ) -> AsyncIterator[StoredEvent]:
+        """As in DatabaseSessionService; a session that is not here yet is taken over first."""
+        await self._take_over(app_name, user_id, session_id)
+        events = super().iter_events(
+            app_name, user_id, session_id, after_version=after_version, limit=limit
+        )
+        async for event in events:
+            yield event
+
+    async def session_as(
+        self, app_name: str, user_id: str, session_id: str, form: Form = "session"
+    ) -> str:
+        """As in DatabaseSessionService; a session that is not here yet is taken over first."""
+        await self._take_over(app_name, user_id, session_id)
+        return await super().session_as(app_name, user_id, session_id, form)
+
     async def _take_over(self, app_name: str, user_id: str, session_id: str) -> bool:
         """Takes a session over, unless it was before. Returns whether it is here now."""
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         if await asyncio.to_thread(self._store.snapshot, lambda s: is_taken(s, key)):
             return True
         session = None
@@ -230,7 +271,3 @@ class MigratingSessionService(DatabaseSessionService):
         app = await self._owned_state(StreamKey(StreamKind.APP, app_name))
         user = await super().get_user_state(app_name, user_id)
         return merge_scopes({"app": app, "user": user})
-
-
-def _session_key(app_name: str, user_id: str, session_id: str) -> StreamKey:
-    return StreamKey(StreamKind.SESSION, app_name, user_id, session_id.strip())

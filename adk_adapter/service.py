@@ -222,7 +222,7 @@ class DatabaseSessionService(BaseSessionService):
             AlreadyExistsError: the user has a session with this id; nothing was written.
             InvalidInput: (a ValueError) an id, key or value that cannot be stored.
         """
-        key = _session_key(app_name, user_id, session_id, generate=True)
+        key = session_key(app_name, user_id, session_id, generate=True)
         event = encode_state(EventType.SESSION_CREATED, state or {}, get_time())
         with _adk_errors(key):
             return _session(await self._store.create(key, event))
@@ -242,7 +242,7 @@ class DatabaseSessionService(BaseSessionService):
         """
         if session_id is None:
             return None
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         # ADK takes 0.0 and everything before it as no filter.
         since = config.after_timestamp if config else None
         window = Window(config.num_recent_events if config else None, since or None)
@@ -273,7 +273,7 @@ class DatabaseSessionService(BaseSessionService):
         Each says its `version` in the session, its `position` in the log (0 where it cannot be
         found any more) and the `reason`. Looks at every event: slow for a long session.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         found = await self._store.load_intact(key, Window(), _corrupt)
         return found or []
 
@@ -362,7 +362,7 @@ class DatabaseSessionService(BaseSessionService):
             InvalidInput: (a ValueError) a version or limit below zero.
             CorruptEvent: an event is not what was written.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         left: int = sys.maxsize if limit is None else check_count("limit", limit)
         while left > 0:
             count = min(left, _EVENTS_PER_PAGE)
@@ -426,7 +426,7 @@ class DatabaseSessionService(BaseSessionService):
             SessionNotFoundError: there is no such session.
             InvalidInput: (a ValueError) no text that can be stored, or over 1,000 characters.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):
             await asyncio.to_thread(listing.set_title, self._store, key, title)
 
@@ -443,14 +443,14 @@ class DatabaseSessionService(BaseSessionService):
             InvalidInput: (a ValueError) no texts that can be stored, over 256 characters, or more
                 than 64 labels.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):
             return await asyncio.to_thread(listing.set_labels, self._store, key, labels)
 
     @observed
     async def delete_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Deletes a session; nothing happens when there is none. Its `app:`/`user:` keys stay."""
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         await self._store.delete(key, encode_state(EventType.SESSION_DELETED, {}, get_time()))
 
     @observed
@@ -489,7 +489,7 @@ class DatabaseSessionService(BaseSessionService):
         if self._follower is not None:
             self._follower.ensure_running()  # which a forked child has no thread of
         _move_temporary_keys(session, event)
-        key = _session_key(session.app_name, session.user_id, session.id)
+        key = session_key(session.app_name, session.user_id, session.id)
         actions = event.actions
         if actions.rewind_before_invocation_id and not is_restored(event):
             await self._correct_rewind(key, event, actions.rewind_before_invocation_id)
@@ -541,7 +541,7 @@ class DatabaseSessionService(BaseSessionService):
             SessionNotFoundError: there is no such session.
             InvalidInput: (a ValueError) a `temp:` key, or one or a value that cannot be stored.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         if not isinstance(keys, Mapping):
             raise InvalidInput(f"keys must be a dict, not {type(keys).__name__}.")
         for name in keys:
@@ -761,7 +761,7 @@ class DatabaseSessionService(BaseSessionService):
         Raises:
             SessionNotFoundError: there is no such session.
         """
-        key = _session_key(app_name, user_id, session_id)
+        key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):
             session = await self._store.load(key, Window(), _session)
             state = await self._store.read(key, initial_state)
@@ -822,9 +822,14 @@ class DatabaseSessionService(BaseSessionService):
         await self.aclose()
 
 
-def _session_key(
+def session_key(
     app_name: str, user_id: str, session_id: str | None, *, generate: bool = False
 ) -> StreamKey:
+    """The stream of a session, whose id may be surrounded by blanks, as in ADK.
+
+    Raises:
+        InvalidIdentifier: one of the three cannot be an id.
+    """
     check_identifier("app_name", app_name)
     check_identifier("user_id", user_id)
     if session_id is not None:

@@ -25,6 +25,8 @@ class PostgresRows:
         try:
             import psycopg
             from psycopg.rows import dict_row
+
+            from eventstore.postgres.address import parse_url
         except ImportError as error:
             raise ImportFailed(
                 self.name,
@@ -35,7 +37,9 @@ class PostgresRows:
         _, separator, rest = url.partition("://")
         with self._errors():
             self._connection = psycopg.connect(
-                f"postgresql{separator}{rest}", row_factory=dict_row, autocommit=False
+                parse_url(f"postgresql{separator}{rest}").url,
+                row_factory=dict_row,
+                autocommit=False,
             )
             self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             self._connection.read_only = True

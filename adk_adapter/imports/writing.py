@@ -315,9 +315,16 @@ def _state_event(
             good[key] = value
         except InvalidInput as error:
             if type_ is EventType.STATE_SET:  # it is asked for once more, to create the session
-                size = len(json.dumps(value))
-                prepared.leave_out("sessions", None, size, str(error))
+                prepared.leave_out("sessions", None, _size(value), str(error))
     return encode_scope(type_, scope, good, 0.0)
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes that cannot be stored; 0 where nothing can write it."""
+    try:
+        return len(json.dumps(value, default=str))
+    except Exception:
+        return 0
 
 
 # The keys of users and apps.
@@ -363,7 +370,7 @@ def owner_change(snapshot: Snapshot, found: OwnerState) -> OwnerChange:
             encode_scope(EventType.IMPORTED, scope, {name: value}, 0.0)
             good[name] = value
         except InvalidInput as error:
-            left_out.append(_left_out(found, len(json.dumps(value, default=str)), str(error)))
+            left_out.append(_left_out(found, _size(value), str(error)))
     if found.state is None:
         left_out.append(_left_out(found, found.size_bytes, "its state is no JSON object"))
     members = _members(encode_scope(EventType.IMPORTED, scope, good, 0.0), scope)

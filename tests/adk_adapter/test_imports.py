@@ -730,3 +730,18 @@ async def test_a_long_session_is_not_held_in_memory(
     (report,) = await service.import_from(old)
     assert report.events == 300
     assert await everything(service, "app") == await everything(old, "app")
+
+
+async def test_a_key_that_cannot_be_stored_is_left_out_whatever_its_value(
+    service: DatabaseSessionService,
+) -> None:
+    old = InMemorySessionService()
+    odd = {"a\0b": datetime.now(UTC), "user:a\0b": datetime.now(UTC), "good": 1}
+    await old.create_session(app_name="app", user_id="u", session_id="odd", state=odd)
+    await old.create_session(app_name="app", user_id="u", session_id="other", state={})
+    (report,) = await service.import_from(old)
+    assert report.sessions == 2
+    assert {"NUL" in each.reason for each in report.left_out} == {True}
+    loaded = await service.get_session("app", "u", "odd")
+    assert loaded is not None
+    assert loaded.state == {"good": 1}

@@ -242,3 +242,25 @@ async def test_what_was_never_touched_is_taken_at_the_end(
     async with DatabaseSessionService(tmp_path / "new.db") as plain:
         assert len(await plain.list_sessions("app")) == 3
         assert len((await dump(plain, "ada", "1"))["events"]) == 3
+
+
+async def test_whatever_is_done_first_with_an_old_session_finds_it(
+    service: MigratingSessionService,
+) -> None:
+    await service.set_title("app", "ada", "1", "Tea")
+    assert await service.set_labels("app", "ada", "2", {"kind": "order"}) == {"kind": "order"}
+    page = await service.list_sessions_page("app", "ada")
+    assert {(each.session_id, each.title) for each in page.sessions} == {("1", "Tea"), ("2", "")}
+    events = [event async for event in service.iter_events("app", "bob", "1")]
+    assert [stored.event and stored.event.id for stored in events] == [None, "e0", "e1"]
+    for nowhere in (
+        service.set_title("app", "ada", "none", "x"),
+        service.set_labels("app", "ada", "none", {}),
+        service.session_as("app", "ada", "none"),
+    ):
+        with pytest.raises(SessionNotFoundError):
+            await nowhere
+
+
+async def test_an_old_session_as_a_file(service: MigratingSessionService) -> None:
+    assert json.loads(await service.session_as("app", "ada", "1"))["id"] == "1"
