@@ -320,7 +320,9 @@ def _read_cursor(cursor: str, query: _Query) -> tuple[Row, _Query]:
         fingerprint, at, stream_id, *bounds = json.loads(base64.urlsafe_b64decode(cursor))
         row = (float.fromhex(at), int(stream_id))
         since, before = (None if bound is None else float.fromhex(bound) for bound in bounds)
-    except (ValueError, TypeError, RecursionError):
+        if not 0 <= row[1] < 2**63:
+            raise ValueError("no stream has such an id")
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidInput("The cursor is none. Pass that of the page before.") from None
     if fingerprint != query.fingerprint:
         raise InvalidInput(

@@ -419,6 +419,8 @@ class Engine:
                     connection.execute(f"VACUUM FULL {self.address.schema}.events")
                 finally:
                     timer.cancel()
+                    if at_most_s is not None:
+                        timer.join()  # or its cancel might meet the connection's next statement
         except psycopg.errors.QueryCanceled:
             return False
         except psycopg.Error as error:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from typing import Any, Final, TypeVar
+
+import psycopg
 
 from eventstore.changes import Row
 from eventstore.cursor import Cursor
@@ -14,7 +17,7 @@ from eventstore.events import NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.observer import Observer
 from eventstore.postgres import database, registry
 from eventstore.postgres.address import Address
-from eventstore.postgres.connection import Connect, Connector
+from eventstore.postgres.connection import Connect, Connector, translate
 from eventstore.postgres.engine import Engine
 from eventstore.postgres.requests import Kind, Read, Write
 from eventstore.postgres.transaction import MaintenanceTransaction, ReadTransaction
@@ -50,8 +53,10 @@ class PostgresEventStore:
         self._connect = connect
         self._projections = tuple(projections)
         self._durability = durability
+        self._observer: Observer | None = None
         self._closed = False
-        self._engine = registry.acquire(
+        self._acquire = partial(
+            registry.acquire,
             address,
             connect,
             self._projections,
@@ -60,6 +65,7 @@ class PostgresEventStore:
             create_schema=create_schema,
             partitions=partitions,
         )
+        self._engine = self._acquire()
 
     @property
     def path(self) -> str:
@@ -266,6 +272,7 @@ class PostgresEventStore:
 
     def observe(self, observer: Observer) -> None:
         """Tells an observer of commits from now on, in place of the one before."""
+        self._observer = observer
         self._running().observe(observer)
 
     def stats(self) -> dict[str, Any]:
@@ -307,7 +314,9 @@ class PostgresEventStore:
         if self._engine.abandoned:
             with registry.lock:
                 if self._engine.abandoned:
-                    self._engine = registry.acquire(self._address, self._connect, self._projections)
+                    self._engine = self._acquire()
+                    if self._observer is not None:
+                        self._engine.observe(self._observer)
         return self._engine
 
 
@@ -323,10 +332,11 @@ def examine(
     address: Address, projections: Sequence[Projection], others: Sequence[Projection]
 ) -> list[Finding]:
     """Looks at a schema that may be unusable. Changes nothing. Of `others`, at those it keeps."""
+    found: list[Finding] = []
     try:
         with closing(Connector(address).open()) as connection:
             version = str(connection.info.parameter_status("server_version"))
-            found = [Finding("server", "ok", f"PostgreSQL {version} answers")]
+            found.append(Finding("server", "ok", f"PostgreSQL {version} answers"))
             schema, pending = database.pending_migrations(connection, address, projections)
             if pending:
                 remedy = "Run: adk-eventstore migrate"
@@ -343,8 +353,8 @@ def examine(
                 if reading.table_page(projection, None, 1) is None:
                     text = f"{projection.table.name} is missing or lacks a column"
                     found.append(Finding("tables", "problem", text, "Run: rebuild-projections"))
-    except EventStoreError as error:
-        return [Finding("server", "problem", str(error))]
+    except (EventStoreError, psycopg.Error) as error:
+        return [*found, Finding.of("server", translate(address, error))]
     return found
 
 

@@ -24,7 +24,7 @@ from eventstore._platform import FileLock
 from eventstore.errors import PathUnusable, StoreBusy
 from eventstore.observer import Observer
 
-__all__ = ["Gate", "release_fully"]
+__all__ = ["Gate", "lock_file", "release_fully"]
 
 _POLL_S: Final = 0.005
 
@@ -38,9 +38,9 @@ class Gate:
 
     def __init__(self, database: str) -> None:
         self._path = database
-        self._turn = _lock_file(f"{database}-turn")
+        self._turn = lock_file(f"{database}-turn")
         try:
-            self._write = _lock_file(f"{database}-gate")
+            self._write = lock_file(f"{database}-gate")
         except BaseException:
             self._turn.close()
             raise
@@ -160,12 +160,17 @@ def release_fully(lock: threading.RLock) -> None:
             lock.release()
 
 
-def _lock_file(path: str) -> FileLock:
+def lock_file(path: str) -> FileLock:
+    """A lock on a file beside the database, made where it is missing.
+
+    Raises:
+        PathUnusable: it cannot be opened.
+    """
     try:
         return FileLock(path)
     except OSError as error:
         raise PathUnusable(
             path,
             f"cannot be used as a lock file: {error.strerror}",
-            "Free some space, or remove what is in its place.",
+            "Free some space, or remove what is in its place: nothing is kept in it.",
         ) from error

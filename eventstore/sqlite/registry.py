@@ -18,8 +18,9 @@ __all__ = ["acquire", "is_open", "lock", "release", "temporary_folders"]
 
 # Keyed by device and inode: two paths may name one file.
 _engines: dict[tuple[int, int], Engine] = {}
-_open: set[Engine] = set()
-"""Engines with connections, also those that are just being stopped: what a fork must wait for."""
+_open: dict[Engine, tuple[int, int]] = {}
+"""Engines with connections, also those that are just being stopped: what a fork must wait for, and
+whose locks would be lost if somebody else closed a descriptor of their files."""
 lock = threading.RLock()
 """Held while an engine is taken or given back."""
 temporary_folders: set[str] = set()
@@ -41,7 +42,7 @@ def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool =
         engine = _engines.get(identity)
         if engine is None or engine.broken:
             engine = _engines[identity] = Engine(real, projections, for_rebuild=for_rebuild)
-            _open.add(engine)
+            _open[engine] = identity
         _check_same(engine, projections)
         if not for_rebuild:
             engine.require_projections()
@@ -50,9 +51,9 @@ def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool =
 
 
 def is_open(path: str) -> bool:
-    """Whether this process has an engine on a file."""
+    """Whether this process has an engine on a file, or has not let go of it yet."""
     with lock:
-        return _platform.file_identity(path) in _engines
+        return _platform.file_identity(path) in _open.values()
 
 
 def _check_same(engine: Engine, projections: Sequence[Projection]) -> None:
@@ -81,7 +82,7 @@ def release(engine: Engine) -> None:
 def _stop(engine: Engine) -> None:
     engine.stop()
     with lock:
-        _open.discard(engine)
+        _open.pop(engine, None)
 
 
 def _stop_all() -> None:

@@ -32,7 +32,9 @@ from eventstore.observer import Observer
 from eventstore.projection import Projection
 from eventstore.records import conversation, owners_of, unreadable
 from eventstore.sqlite import registry
+from eventstore.sqlite.database import translate_copy
 from eventstore.sqlite.engine import READERS, Engine
+from eventstore.sqlite.gate import lock_file
 from eventstore.sqlite.queries import QUERIES, migrations
 from eventstore.sqlite.requests import Read, Write
 from eventstore.sqlite.tables import check_definition
@@ -297,7 +299,8 @@ class SqliteEventStore:
     @contextmanager
     def maintaining(self, operation: str) -> Iterator[None]:
         """Keeps other maintenance off, in every process, while it lasts."""
-        lock = _platform.FileLock(f"{os.path.realpath(self._path)}-maintenance")
+        self._running()
+        lock = lock_file(f"{os.path.realpath(self._path)}-maintenance")
         try:
             if not lock.acquire(blocking=False):
                 raise MaintenanceRunning(self._path, operation, lock.holder())
@@ -321,8 +324,11 @@ class SqliteEventStore:
 
         def function(transaction: ReadTransaction) -> None:
             transaction.head()  # begins the snapshot; a copy without one would follow the writers
-            with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-                transaction.connection.backup(copy, pages=_COPY_PAGES, progress=go_on)
+            try:
+                with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+                    transaction.connection.backup(copy, pages=_COPY_PAGES, progress=go_on)
+            except sqlite3.Error as error:
+                raise translate_copy(self._path, path, error) from None
 
         if not _platform.create_private_file(path):
             raise PathUnusable(path, "exists", "Choose another name.")

@@ -119,6 +119,8 @@ def _object(info: SessionInfo) -> dict[str, Any]:
     plain["labels"] = dict(info.labels)
     if info.state is None:
         del plain["state"]
+    else:
+        plain["state"] = finite(info.state)
     return plain
 
 

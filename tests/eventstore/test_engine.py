@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -24,9 +24,11 @@ from eventstore import (
     Appended,
     Change,
     Cursor,
+    DatabaseInUse,
     DatabaseReplaced,
     EventStore,
     EventType,
+    PathUnusable,
     Projection,
     ProjectionFailed,
     ProjectionMissing,
@@ -34,6 +36,7 @@ from eventstore import (
     RecordedEvent,
     SchemaAltered,
     StoreBusy,
+    StoreClosed,
     StreamNotFound,
     Table,
     Window,
@@ -41,8 +44,10 @@ from eventstore import (
 )
 from eventstore.sqlite import engine as engines
 from eventstore.sqlite import gate as gates
+from eventstore.sqlite import registry
 from eventstore.sqlite.requests import Read
 from projections import BUILT_IN, verify
+from projections.recover import recover
 from tests.eventstore.events import SESSION, created, new_event, session
 from tests.processes import fresh_processes
 
@@ -996,3 +1001,40 @@ async def test_reads_leave_the_garbage_collector_as_it_was(
             assert gc.isenabled() == enabled
     finally:
         gc.enable()
+
+
+def test_a_maintenance_lock_that_cannot_be_opened(store: EventStore, database: Path) -> None:
+    place = Path(f"{database}-maintenance")
+    place.mkdir()
+    with pytest.raises(PathUnusable, match="lock file"), store.maintaining("test"):
+        raise AssertionError("not locked")
+    place.rmdir()
+    with store.maintaining("test"):
+        pass
+    store.close()
+    with pytest.raises(StoreClosed), store.maintaining("test"):
+        raise AssertionError("closed")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_a_file_is_open_until_it_was_let_go(database: Path, tmp_path: Path) -> None:
+    """For to read it through another descriptor would end the locks of its connections."""
+    store = open_store(database, BUILT_IN)
+    asyncio.run(_create(store))
+    with gates_closed(database) as other, other.held_within(5):
+        request = threading.Thread(target=lambda: store.transact(lambda transaction: None))
+        request.start()
+        engine = store._engine  # type: ignore[attr-defined]
+        _wait_until(lambda: engine._gate.waited_s() > 0)
+        closing_it = threading.Thread(target=store.close)
+        closing_it.start()
+        _wait_until(lambda: engine not in registry._engines.values())
+        with pytest.raises(DatabaseInUse, match="in this process"):
+            recover(database, tmp_path / "saved.db", BUILT_IN)
+    request.join()
+    closing_it.join()
+    recover(database, tmp_path / "saved.db", BUILT_IN)

@@ -352,10 +352,22 @@ async def work(name):
         await store.append(session(name), new_event(), cursor)
     assert len(await store.load(session(name), Window(), lambda loaded: loaded.events)) == 20
 
+class Heard:
+    commits = 0
+
+    def committed(self, requests, seconds):
+        Heard.commits += 1
+
+    def waited(self, seconds):
+        pass
+
 store = open_store(sys.argv[1], BUILT_IN)
+store.observe(Heard())
 asyncio.run(work("before"))
 child = os.fork()
+Heard.commits = 0
 asyncio.run(work("child" if child == 0 else "parent"))
+assert Heard.commits > 0
 if child == 0:
     store.close()
     os._exit(0)
@@ -486,3 +498,7 @@ def test_a_doctor_finds_nothing_wrong_with_a_new_schema(postgres: Place) -> None
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"DROP TABLE {postgres.schema}.state CASCADE".encode())
     assert "state is missing" in str(examine_database(postgres.target))
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {postgres.schema}.maintenance CASCADE".encode())
+    found = examine_database(postgres.target)
+    assert {finding.state for finding in found} == {"ok", "problem"}

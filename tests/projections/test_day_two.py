@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from eventstore import Cursor, EventStore, open_store
+from eventstore import Cursor, EventStore, EventType, InvalidInput, NewEvent, open_store
 from projections import BUILT_IN, delete_session, examine_database, list_sessions, measure
 from projections import run as follow
 from projections.usage import UsageProjection
@@ -31,6 +32,10 @@ async def converse(store: EventStore, key: Any, *said: tuple[str, dict[str, Any]
     for n, (author, data) in enumerate(said):
         event = new_event(delta={"session": {"n": n}}, data=data, timestamp=1e9 + n)
         await store.append(key, _by(event, author), cursor)
+
+
+async def set_state(store: EventStore, key: Any, event: NewEvent) -> None:
+    await store.set_state(key, event)
 
 
 def _by(event: Any, author: str) -> Any:
@@ -100,11 +105,31 @@ def test_list_shows_pages_and_filters(db: Path) -> None:
     assert [each["state"] for each in mine["sessions"]] == [
         {"session": {"s": 1}, "user": {"u": 2}, "app": {"a": 3}}
     ]
+    with closing(open_store(db, BUILT_IN)) as store:
+        odd = new_event(EventType.STATE_SET, delta={"session": {"n": [float("nan")]}})
+        asyncio.run(set_state(store, session("same", "eve", "shop"), odd))
+    mine = document("sessions", "list", "--db", db, "--user", "eve", "--app", "shop", "--state")
+    assert mine["sessions"][0]["state"]["session"] == {"n": ["nan"], "s": 1}
     assert invoke("sessions", "list", "--db", db, "--app", "none").stdout == "No session.\n"
     assert document("sessions", "list", "--db", db, "--newer-than", "1d")["sessions"] == []
     old = document("sessions", "list", "--db", db, "--older-than", "1d", "--limit", 3)
     rest = document("sessions", "list", "--older-than", "1d", "--cursor", old["cursor"], "--db", db)
     assert (len(old["sessions"]), len(rest["sessions"])) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "changed", [{1: "0x1p99999"}, {2: 2**70}, {2: -1}, {2: float("inf")}, {1: "x"}, {0: "other"}]
+)
+def test_a_cursor_that_somebody_made_is_refused(changed: dict[int, Any], db: Path) -> None:
+    with closing(open_store(db, BUILT_IN)) as store:
+        cursor = list_sessions(store, limit=1).cursor
+        assert cursor is not None
+        parts = json.loads(base64.urlsafe_b64decode(cursor))
+        for place, value in changed.items():
+            parts[place] = value
+        made = base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
+        with pytest.raises(InvalidInput, match="cursor"):
+            list_sessions(store, limit=1, cursor=made)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +455,11 @@ def test_doctor_names_damage_and_stopped_projections(db: Path) -> None:
         file.write(b"\x0a" + b"\xff" * 200)
     assert "integrity" in states(db)["problem"]
     assert "integrity" in states(db, whole=False)["note"]
+    (page,) = query(db, "SELECT rootpage FROM sqlite_schema WHERE name = 'streams'")[0]
+    with db.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\x0a" + b"\xff" * 200)
+    assert "projections" in states(db, whole=False)["problem"]
 
 
 # Keep small.
