@@ -178,6 +178,7 @@ class DatabaseSessionService(BaseSessionService):
         self._given = tuple(projections)
         installed.distinct((*self._inline, *installed.asynchronous(), *self._given))
         target = given[0] if given else None
+        prepare()
         self._store = open_store(
             target,
             self._inline,
@@ -188,18 +189,16 @@ class DatabaseSessionService(BaseSessionService):
         )
         self._follower: Follower | None = None
         try:
-            asynchronous = self._following()
+            self._telemetry = Telemetry(self._store)
+            if asynchronous := self._following():
+                self._follower = Follower(self._store, asynchronous)
+                self._follower.ensure_running()
         except BaseException:
             self._store.close()
             raise
-        if asynchronous:
-            self._follower = Follower(self._store, asynchronous)
-            self._follower.ensure_running()
-        self._telemetry = Telemetry(self._store)
         self._merge = on_stale == "merge"
         self._skip = on_corrupt == "skip"
         self._flights = Flights()
-        prepare()
         _log.info("sessions are kept in %s", self._store.path)
 
     def _following(self) -> tuple[Projection, ...]:

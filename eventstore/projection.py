@@ -2,9 +2,6 @@
 
 A projection is a pure function from a recorded event to row changes, as data. No clock, no
 randomness, no I/O: the same log always gives the same rows, whichever way it is folded.
-
-`event.position` may be a placeholder that the backend fills in while it writes (PostgreSQL draws
-the position inside the statement): copy it into a column, never compute with it.
 """
 
 from __future__ import annotations
@@ -143,7 +140,7 @@ def _fit(values: Iterable[Any], kinds: Iterable[ColumnType]) -> bool:
 
 def _fits(value: Any, kind: ColumnType) -> bool:
     if kind == "text":
-        return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+        return isinstance(value, str) and not _NO_TEXT.search(value)
     if isinstance(value, float):
         return kind == "real" and not math.isnan(value)
     whole = _LARGEST_INTEGER if kind == "integer" else _LARGEST_WHOLE_REAL
@@ -152,7 +149,7 @@ def _fits(value: Any, kind: ColumnType) -> bool:
 
 _LARGEST_INTEGER: Final = 2**63 - 1
 _LARGEST_WHOLE_REAL: Final = 2**53
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def carried_over(

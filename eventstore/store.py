@@ -409,14 +409,7 @@ class EventStore(Protocol):
 
     @property
     def path(self) -> str:
-        """The database file."""
-
-    @property
-    def target(self) -> str | None:
-        """What `open_store` takes to open it in another process; None where it cannot be.
-
-        It may hold a password: `path` is what people are shown.
-        """
+        """The database file, or the URL of a server without a password: for people."""
 
     @property
     def projections(self) -> Sequence[Projection]:

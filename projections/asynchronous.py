@@ -120,7 +120,11 @@ def run(
             if registered.failed_at is not None and not retry:
                 continue
             if registered.checkpoint is None:
-                raise ProjectionFailed(projection.name, 0, "the database keeps it up inline")
+                raise ProjectionMissing(
+                    projection.name,
+                    "the database keeps it up inline",
+                    "Leave it out of those that follow the log.",
+                )
         if _built(registered, projection) or _build(store, projection, progress):
             events = 0
             while not stopping() and (step := _step(store, projection)).more:

@@ -142,7 +142,6 @@ class _State:
     lost: list[tuple[int, int]] = field(default_factory=list)
     deleted: bool = False
     timestamp: float = 0.0
-    position: int = 0
 
 
 class _Recovery:
@@ -367,7 +366,7 @@ class _Recovery:
             event = self._begin(state, event, transaction)
         assert state.stream is not None
         state.stream = import_event(transaction, state.stream, event, codec)  # type: ignore[arg-type]
-        state.timestamp, state.position = event.timestamp, event.position
+        state.timestamp = event.timestamp
         self.report.events += 1
         if event.type == EventType.SESSION_DELETED:
             state.deleted = True

@@ -284,11 +284,9 @@ def _projection_ddl(schema: str, projection: Projection) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ddl(
-    schema: str, projections: Sequence[Projection], *, version: int = 0, partitions: int = 0
-) -> str:
+def ddl(schema: str, projections: Sequence[Projection], *, partitions: int = 0) -> str:
     """What somebody runs who may make a schema, for a service that may not; one transaction."""
-    scripts = "\n".join(text for _, text in _scripts(schema, version, projections, partitions))
+    scripts = "\n".join(text for _, text in _scripts(schema, 0, projections, partitions))
     return (
         f"BEGIN;\n\nCREATE SCHEMA IF NOT EXISTS {schema};\n"
         f"SET LOCAL search_path = {schema};\n\n{scripts}\nCOMMIT;\n"

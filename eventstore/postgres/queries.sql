@@ -48,9 +48,6 @@ SELECT pg_advisory_xact_lock($1);
 -- name: try_lock
 SELECT pg_try_advisory_xact_lock($1);
 
--- name: take_shared_lock
-SELECT pg_advisory_xact_lock_shared($1);
-
 -- name: who_holds
 SELECT a.application_name, coalesce(host(a.client_addr), 'the host of the server')
 FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
@@ -429,12 +426,12 @@ FROM {s}.events
 WHERE position = ANY ($1::bigint[])
 ORDER BY position;
 
--- What folds of the deltas need, and no payload. The last column marks what is no usual event.
 -- name: delta_bytes
 SELECT coalesce(sum(octet_length(delta)), 0)::bigint
 FROM {s}.events
 WHERE position > $1 AND position <= $2;
 
+-- What folds of the deltas need, and no payload. The fourth column marks the usual events.
 -- name: read_deltas
 SELECT position, stream_id, timestamp,
        encoding = 1 AND (type = 'adk_event' AND schema_version = $3

@@ -27,7 +27,6 @@ from eventstore.projection import Projection
 
 __all__ = [
     "clear_away",
-    "create_all",
     "fits",
     "make",
     "may_replace",
@@ -56,14 +55,6 @@ def _retired(name: str) -> str:
 def table(projection: Projection, schema: str) -> ProjectionTable:
     """The statements on a projection's shadow."""
     return ProjectionTable(projection, schema, _shadow(projection.table.name))
-
-
-def create_all(connection: Connection, schema: str, projection: Projection) -> None:
-    """Makes a projection's table and views; part of a transaction of the caller's."""
-    connection.execute(create_table(projection, schema))
-    for sql in create_indexes(projection, schema):
-        connection.execute(sql)
-    _create_views(connection, schema, projection)
 
 
 def fits(connection: Connection, schema: str, projection: Projection) -> bool:

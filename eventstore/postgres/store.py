@@ -50,7 +50,6 @@ class PostgresEventStore:
         if durability not in ("normal", "full"):
             raise ValueError(f"durability must be 'normal' or 'full', not {durability!r}")
         self._address = address
-        self._connect = connect
         self._projections = tuple(projections)
         self._durability = durability
         self._observer: Observer | None = None
@@ -71,14 +70,6 @@ class PostgresEventStore:
     def path(self) -> str:
         """The URL of the database, without a password."""
         return self._address.shown
-
-    @property
-    def target(self) -> str | None:
-        """What opens it again in another process; None where only `connect` can. May be secret."""
-        if self._connect is not None:
-            return None
-        joint = "&" if "?" in self._address.url else "?"
-        return f"{self._address.url}{joint}schema={self._address.schema}"
 
     @property
     def projections(self) -> Sequence[Projection]:
@@ -258,7 +249,7 @@ class PostgresEventStore:
         return self._running().vacuum()
 
     def rewrite(self, *, whole: bool = True, at_most_s: float | None = None) -> Rewritten:
-        """Lets the server write the tables anew; what its WAL and its backups hold is not here."""
+        """Lets the server write the events anew; what its WAL and its backups hold is not here."""
         return Rewritten(done=self._running().rewrite(at_most_s) if whole else False, gone=False)
 
     def storage(self, *, tables: bool) -> Storage:

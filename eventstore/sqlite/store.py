@@ -89,11 +89,6 @@ class SqliteEventStore:
         return self._path
 
     @property
-    def target(self) -> str:
-        """What opens it again in another process."""
-        return self._path
-
-    @property
     def projections(self) -> Sequence[Projection]:
         """The folds whose rows are written with every append."""
         return self._projections

@@ -272,14 +272,12 @@ class Writer:
         """Ends the rewrite that another thread is at, if one is."""
         self._rewrite_ended = True
 
-    def suspend(self) -> None:
+    def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
             self._wal = None
-
-    close = suspend
 
     def _use(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -304,14 +302,14 @@ class Writer:
             # last connection closes; to write on would be to write where nobody reads.
             _log.warning("opening %s again: its -wal was removed", self._path)
             self._close_readers()
-            self.suspend()
+            self.close()
         if self._connection is None:
             connection = connect(self._path, read_only=False)
             try:
                 self._use(connection)
                 self._check_schema(connection)
             except BaseException:
-                self.suspend()
+                self.close()
                 raise
         assert self._connection is not None
         return self._connection
@@ -395,7 +393,7 @@ class Writer:
         """
         # After a failed fsync, or with a WAL that lost its name, no connection is to be trusted.
         self._close_readers()
-        self.suspend()
+        self.close()
         pending = [request for request in group if not request.failed]
         settle([request for request in group if request.failed])
         try:
@@ -435,7 +433,7 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             except sqlite3.Error as error:
                 _log.warning("opening %s again: %s", self._path, type(error).__name__)
-                self.suspend()
+                self.close()
 
     def _fail(self, requests: Sequence[Write[Any]], error: BaseException) -> None:
         for request in requests:

@@ -24,8 +24,8 @@ from projections.cli.projections import projections_group
 from projections.cli.rebuild import rebuild_projections
 from projections.cli.sessions import sessions_group
 from projections.cli.transfer import copy_database
+from projections.cli.usage import usage_command
 from projections.cli.verify import verify_log
-from projections.usage_cli import usage_command
 
 __all__ = ["COMMANDS", "compose", "main", "rebuild_projections"]
 

@@ -53,7 +53,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     cells = [[_cell(value) for value in row] for row in rows]
     if not cells:
         return []
-    numbers = [all(isinstance(v, int | None) for v in column) for column in zip(*rows, strict=True)]
+    numbers = [
+        all(isinstance(value, int | float | None) for value in column)
+        for column in zip(*rows, strict=True)
+    ]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     return [
         "  "
@@ -68,6 +71,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
     return count(value) if isinstance(value, int) else printable(value)
 
 

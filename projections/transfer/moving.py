@@ -528,16 +528,14 @@ class _Log:
                 self._note(_DELETED_HERE)
         else:
             key = stream.key
-            owned = key.kind in (StreamKind.SESSION, StreamKind.USER)
-            app = self._owner(stream.app_stream_id, StreamKey(StreamKind.APP, key.app_name))
-            user = StreamKey(StreamKind.USER, key.app_name, key.user_id)
-            start = start._replace(
-                id=0,
-                app_stream_id=app(transaction) if owned else 0,
-                user_stream_id=self._owner(stream.user_stream_id, user)(transaction)
-                if key.kind is StreamKind.SESSION
-                else 0,
-            )
+            app_id = user_id = 0
+            if key.kind in (StreamKind.SESSION, StreamKind.USER):
+                app = StreamKey(StreamKind.APP, key.app_name)
+                app_id = self._owner(stream.app_stream_id, app, transaction)
+            if key.kind is StreamKind.SESSION:
+                user = StreamKey(StreamKind.USER, key.app_name, key.user_id)
+                user_id = self._owner(stream.user_stream_id, user, transaction)
+            start = start._replace(id=0, app_stream_id=app_id, user_stream_id=user_id)
             if facts.live and (other := transaction.find_stream(key)) and other.version:
                 raise Exists(str(key))
             here = transaction.import_stream(facts._replace(stream=start))
@@ -545,11 +543,9 @@ class _Log:
         self.written.add(here.id)
         self._done.streams += 1
 
-    def _owner(self, number: int, key: StreamKey) -> Callable[[MaintenanceTransaction], int]:
+    def _owner(self, number: int, key: StreamKey, transaction: MaintenanceTransaction) -> int:
         """The stream here that another belongs to."""
-        if number:
-            return lambda _: self._here[number].id
-        return lambda transaction: transaction.ensure_stream(key).id
+        return self._here[number].id if number else transaction.ensure_stream(key).id
 
     def _there(self, facts: StreamFacts, snapshot: Snapshot) -> StreamFacts | None:
         """The very same stream, when an earlier import or this one's origin has put it here."""

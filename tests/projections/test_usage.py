@@ -62,8 +62,8 @@ from projections import (
     usage,
     verify,
 )
+from projections.cli.usage import usage_command
 from projections.usage import UsageRow
-from projections.usage_cli import usage_command
 from tests.adk_adapter.agents import called, note, spoken, text
 from tests.eventstore.events import SESSION, created, new_event, session
 from tests.places import query
@@ -599,7 +599,7 @@ def test_the_command(used: EventStore, target: str) -> None:
     table = CliRunner().invoke(usage_command, ["--db", str(target), "--user", "u"])
     assert table.exit_code == 0
     first, *lines = table.output.splitlines()
-    assert first.startswith("day         model_calls")
+    assert first.startswith("  day         model_calls")
     assert [line.split()[:2] for line in lines] == [
         ["1970-01-01", "2"], ["1970-01-02", "2"], ["1970-01-03", "2"]
     ]  # fmt: skip
