@@ -232,9 +232,9 @@ WHERE app_name = $1 AND kind = 'session' AND user_id = $2 AND live;
 SELECT id, kind, app_name, user_id, session_id,
        user_stream_id, app_stream_id, version, conversation_version, chain
 FROM {s}.streams
-WHERE NOT live AND nonce <> '' AND kind = $2
+WHERE NOT live AND nonce <> '' AND kind = $1
 ORDER BY id
-LIMIT $1;
+LIMIT $2;
 
 -- One step of the index for each app, however many sessions it has.
 -- name: apps

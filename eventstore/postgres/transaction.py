@@ -22,7 +22,6 @@ from eventstore.errors import (
     EventStoreError,
     ProjectionFailed,
     StreamExists,
-    StreamNotFound,
 )
 from eventstore.events import (
     CONVERSATION_TYPES,
@@ -41,6 +40,7 @@ from eventstore.postgres.connection import Connection, is_lost
 from eventstore.postgres.queries import queries
 from eventstore.postgres.tables import ProjectionTable
 from eventstore.projection import Projection, changes_of
+from eventstore.reads import Reads
 from eventstore.records import (
     CHANGED,
     ROW_CHANGED,
@@ -49,13 +49,12 @@ from eventstore.records import (
     check_begins,
     check_dense,
     conversation,
-    facts_of,
     recorded,
     seal,
     stream_of,
     with_identity,
 )
-from eventstore.store import AppCounts, Loaded, LoggedEvent, Registered, StreamFacts, Window
+from eventstore.store import Loaded, LoggedEvent, StreamFacts, Window
 from eventstore.upcasting import CURRENT, upcast
 
 __all__ = [
@@ -132,7 +131,7 @@ def event_columns(sealed: Sequence[Sealed], codecs: Mapping[str, int]) -> tuple[
     )
 
 
-class ReadTransaction:
+class ReadTransaction(Reads):
     """Reads of one consistent snapshot, or of what a transaction sees that holds writers off.
 
     `settled` is the position up to which nothing can come into the log any more.
@@ -163,6 +162,9 @@ class ReadTransaction:
     def _one(self, name: str, *parameters: Any) -> Any:
         return self.connection.execute(self._q[name], parameters, binary=True).fetchone()
 
+    def _list(self, numbers: Iterable[int]) -> Any:
+        return integers(numbers)
+
     def _do(self, name: str, *parameters: Any) -> int:
         return self.connection.execute(self._q[name], parameters).rowcount
 
@@ -173,13 +175,6 @@ class ReadTransaction:
         """The live stream with this key, None when there is none."""
         row = self._one("find_stream", key.app_name, str(key.kind), key.user_id, key.session_id)
         return None if row is None else stream_of(row)
-
-    def get_stream(self, stream_id: int) -> Stream:
-        """A stream by its id, deleted ones included."""
-        row = self._one("get_stream", stream_id)
-        if row is None:
-            raise StreamNotFound(f"stream {stream_id}")
-        return stream_of(row)
 
     def finish(self) -> None:
         """Ends the transaction once everything was sent: nothing is asked any more."""
@@ -322,105 +317,10 @@ class ReadTransaction:
         wholes = self.read_positions(others)
         return Deltas(after, upto, len(rows), list(said.values()), wholes)
 
-    def read_all(self, after: int, upto: int, count: int) -> list[RecordedEvent]:
-        """Up to `count` whole events of the log behind `after`, in position order.
-
-        Raises:
-            CorruptEvent: content does not match its digest.
-            UnknownEvent: see there.
-        """
-        return self._whole(self._all("read_all", after, upto, count))
-
-    def read_positions(self, positions: Sequence[int]) -> list[RecordedEvent]:
-        """The events at some positions, in position order. Raises as `read_all`."""
-        return self._whole(self._all("read_positions", integers(positions))) if positions else []
-
-    def read_log(self, after: int, upto: int, count: int) -> list[LoggedEvent]:
-        """As `read_all`, but neither checked nor upcast, with what proves the events."""
-        return self._logged(self._all("read_all", after, upto, count))
-
-    def _logged(self, rows: Sequence[Sequence[Any]]) -> list[LoggedEvent]:
-        codecs = self._codecs_of(row[15] for row in rows)
-        streams = self._find_streams({row[0] for row in rows})
-        for stream_id in {row[0] for row in rows} - streams.keys():
-            streams[stream_id] = Stream(stream_id, SYSTEM, 0, 0, 0, 0, b"")  # its row is missing
-        return [
-            LoggedEvent(
-                RecordedEvent._make((row[1], streams[row[0]], *row[2:13], codecs.get(row[15], ""))),
-                row[13],
-                row[14],
-                row[16],
-            )
-            for row in rows
-        ]
-
-    def _whole(self, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
-        codecs = self._codecs_of(row[15] for row in rows)
-        streams = self.get_streams({row[0] for row in rows})
-        return [recorded(streams[row[0]], row[1:], codecs) for row in rows]
-
-    def get_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
-        """Streams by their ids.
-
-        Raises:
-            CorruptEvent: events refer to a stream that has no row.
-        """
-        wanted = set(ids)
-        streams = self._find_streams(wanted)
-        for stream_id in wanted - streams.keys():
-            raise CorruptEvent(f"stream {stream_id}", 0, 0, "the row of its stream is missing")
-        return streams
-
-    def _find_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
-        return {row[0]: stream_of(row) for row in self._all("get_streams", integers(ids))}
-
-    def streams_of_app(self, app_name: str) -> list[Stream]:
-        """Every stream of an app whose events are in the log, deleted sessions' included."""
-        return [stream_of(row) for row in self._all("streams_of_app", app_name)]
-
     def positions_of(self, streams: Iterable[Stream]) -> array[int]:
         """The positions of all events of some streams, in order. Reads an index only."""
         rows = self._all("positions_of_streams", integers(stream.id for stream in streams))
         return array("q", [position for (position,) in rows])
-
-    def get_facts(self, ids: Iterable[int]) -> dict[int, StreamFacts]:
-        """Rows of `streams` by their ids, as far as they are there."""
-        return {row[0]: facts_of(row) for row in self._all("get_facts", integers(ids))}
-
-    def link_at(self, stream_id: int, version: int) -> bytes | None:
-        """The chain link of an event; None when it is not there."""
-        row = self._one("link_at", stream_id, version)
-        return None if row is None else bytes(row[0])
-
-    def stream_facts(self, after: int, count: int) -> list[StreamFacts]:
-        """Up to `count` rows of `streams` behind id `after`, whole."""
-        return [facts_of(row) for row in self._all("streams_from", after, count)]
-
-    def event_identity(self, stream: Stream, version: int) -> tuple[str, float]:
-        """The event id and timestamp at a version of a stream."""
-        row = self._one("event_identity", stream.id, version)
-        if row is None:
-            raise CorruptEvent(str(stream.key), version, 0, "it is missing")
-        return row[0], row[1]
-
-    def previous_conversation_version(self, stream: Stream, version: int) -> int:
-        """The version of the conversation event before the one at `version`, 0 for none."""
-        row = self._one("previous_conversation", stream.id, version)
-        return 0 if row is None else int(row[0])
-
-    def deleted_streams(self, count: int) -> list[Stream]:
-        """Up to `count` streams that were closed and whose events were not scavenged yet.
-
-        Those of users only when there are no sessions.
-        """
-        for kind in (StreamKind.SESSION, StreamKind.USER):
-            if rows := self._all("deleted_streams", count, str(kind)):
-                return [stream_of(row) for row in rows]
-        return []
-
-    def read_logged(self, positions: Sequence[int]) -> list[LoggedEvent]:
-        """The events at some positions, in position order, as `read_log` gives them."""
-        return self._logged(self._all("read_positions", integers(positions)))
 
     def version_of(self, stream: Stream, event_id: str) -> int | None:
         """The version at which a stream holds an event with this id; None when it does not."""
@@ -453,20 +353,6 @@ class ReadTransaction:
             self.connection, index, equal, after, count, descending=descending
         )
 
-    def apps(self) -> list[Stream]:
-        """The streams of all apps, by name."""
-        return [stream_of(row) for row in self._all("apps")]
-
-    def find_sessions(
-        self, session_id: str, app_name: str | None = None, user_id: str | None = None
-    ) -> list[Stream]:
-        """The live sessions with an id, of any app and user that are not named."""
-        return [stream_of(row) for row in self._all("find_sessions", session_id, app_name, user_id)]
-
-    def streams_of_user(self, user_id: str, app_name: str | None = None) -> list[StreamFacts]:
-        """A user's own streams and the sessions', deleted ones too while they have events."""
-        return [facts_of(row) for row in self._all("streams_of_user", user_id, app_name)]
-
     def last_positions(
         self,
         count: int,
@@ -481,36 +367,6 @@ class ReadTransaction:
         else:
             rows = self._all("last_positions_of", count, *names)
         return [position for (position,) in reversed(rows)]
-
-    def count_by_app(self) -> list[AppCounts]:
-        """What each app has, by name."""
-        return [AppCounts(*row) for row in self._all("count_by_app")]
-
-    def largest_streams(self, count: int) -> list[Stream]:
-        """The live sessions with the most events."""
-        return [stream_of(row) for row in self._all("largest_streams", count)]
-
-    def position_before(self, recorded_at: int) -> int:
-        """The last position whose event was recorded before a time, found by halving the log."""
-        # Up to `low` all were recorded before, behind `high` none.
-        low, high = 0, self.head()
-        while low < high:
-            middle = (low + high + 1) // 2
-            # Positions may be missing: the next one that is there answers for them.
-            row = self._one("next_recorded_at", middle)
-            if row is not None and row[0] <= high and row[1] < recorded_at:
-                low = row[0]
-            else:
-                high = middle - 1
-        return low
-
-    def content_sizes(self, after: int, count: int) -> list[tuple[int, int, int]]:
-        """Position, stream id and bytes of content of up to `count` events behind a position."""
-        return self._all("content_sizes", after, count)
-
-    def registered(self) -> dict[str, Registered]:
-        """The projections this database keeps rows of, by name."""
-        return {row[0]: Registered(*row[1:]) for row in self._all("registered_projections")}
 
     def _table(self, projection: Projection) -> ProjectionTable:
         return ProjectionTable(projection, self.schema)

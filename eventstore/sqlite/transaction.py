@@ -39,22 +39,21 @@ from eventstore.events import (
     StreamKind,
 )
 from eventstore.projection import Projection, changes_of
+from eventstore.reads import Reads
 from eventstore.records import (
     ROW_CHANGED,
     SYSTEM,
     check_begins,
     check_dense,
-    facts_of,
     recorded,
     seal,
     stream_of,
     with_identity,
 )
 from eventstore.sqlite import shadow
-from eventstore.sqlite.looking import Looking
 from eventstore.sqlite.queries import QUERIES
 from eventstore.sqlite.tables import ProjectionTable
-from eventstore.store import LoggedEvent, Registered, StreamFacts
+from eventstore.store import LoggedEvent, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
 __all__ = ["EventIdTaken", "Known", "ReadTransaction", "TooLong", "WriteTransaction"]
@@ -62,6 +61,8 @@ __all__ = ["EventIdTaken", "Known", "ReadTransaction", "TooLong", "WriteTransact
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
 _STREAMS_KNOWN: Final = 1_024
+_FEW_STREAMS: Final = 1_000
+"""So many are asked one by one for their last events; with more the log is read back."""
 _DELTAS_BYTES: Final = 16 * 1024 * 1024
 """How long a text of many deltas may be: there are a few copies of it for a moment."""
 _BRIEF_EVENTS: Final = 250
@@ -97,7 +98,7 @@ class TooLong(Exception):
     """A brief transaction was asked for more than fits into a moment."""
 
 
-class ReadTransaction(Looking):
+class ReadTransaction(Reads):
     """Reads of one consistent snapshot.
 
     Every statement is fetched whole before its rows are looked at: a cursor that an exception
@@ -113,9 +114,25 @@ class ReadTransaction(Looking):
         *,
         brief: bool = False,
     ) -> None:
-        super().__init__(connection)
+        self.connection = connection
         self.tables = tables
         self._until = time.monotonic() + _BRIEF_S if brief else None
+
+    def _all(self, name: str, *parameters: Any) -> list[Any]:
+        return self.connection.execute(_Q[name], parameters).fetchall()
+
+    def _one(self, name: str, *parameters: Any) -> Any:
+        return self.connection.execute(_Q[name], parameters).fetchone()
+
+    def _list(self, numbers: Iterable[int]) -> str:
+        return json.dumps(list(numbers))
+
+    def _codecs_of(self, ids: Iterable[int]) -> dict[int, str]:
+        return dict(self._all("codecs"))
+
+    def head(self) -> int:
+        """The position of the last event, 0 in an empty log."""
+        return int(self._one("head")[0])
 
     def expect(self, events: int) -> None:
         """Says how many events are going to be looked at."""
@@ -155,10 +172,6 @@ class ReadTransaction(Looking):
         if (stream := self.find_stream(key)) is None:
             raise StreamNotFound(str(key))
         return stream
-
-    def get_stream(self, stream_id: int) -> Stream:
-        """A stream by its id, deleted ones included."""
-        return stream_of(self.connection.execute(_Q["get_stream"], (stream_id,)).fetchone())
 
     def sessions(self, app_name: str, user_id: str | None) -> list[Stream]:
         """The live session streams of an app, or of one user in it, in no particular order."""
@@ -200,7 +213,7 @@ class ReadTransaction(Looking):
         codecs = self._readable_codecs()
         for version in range(1, stream.version + 1):
             try:
-                rows = self.connection.execute(_Q["event_at"], (stream.id, version)).fetchall()
+                rows = self._all("event_at", stream.id, version)
             except sqlite3.DatabaseError:
                 rows = []
             if rows:
@@ -239,7 +252,7 @@ class ReadTransaction(Looking):
 
     def _readable_codecs(self) -> dict[int, str]:
         try:
-            return dict(self.connection.execute(_Q["codecs"]).fetchall())
+            return dict(self._all("codecs"))
         except sqlite3.DatabaseError:
             return {}  # payloads are validated
 
@@ -252,7 +265,7 @@ class ReadTransaction(Looking):
     def _rows_in_log(self, stream: Stream, first: int, last: int) -> list[Any]:
         """The rows of a stream at some positions, halving them around pages that cannot be read."""
         try:
-            return self.connection.execute(_Q["event_in_log"], (first, last, stream.id)).fetchall()
+            return self._all("event_in_log", first, last, stream.id)
         except sqlite3.DatabaseError:
             if first == last:
                 return []
@@ -380,106 +393,32 @@ class ReadTransaction(Looking):
         finally:
             self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
 
-    def read_all(self, after: int, upto: int, count: int) -> list[RecordedEvent]:
-        """Up to `count` whole events of the log behind `after`, in position order.
-
-        Raises:
-            CorruptEvent: content does not match its digest.
-            UnknownEvent: see there.
-        """
-        return self._whole(_Q["read_all"], (after, upto, count))
-
-    def read_positions(self, positions: Sequence[int]) -> list[RecordedEvent]:
-        """The events at some positions, in position order. Raises as `read_all`."""
-        return self._whole(_Q["read_positions"], (json.dumps(list(positions)),))
-
-    def read_log(self, after: int, upto: int, count: int) -> list[LoggedEvent]:
-        """As `read_all`, but neither checked nor upcast, with what proves the events."""
-        return self._logged(_Q["read_all"], (after, upto, count))
-
-    def read_logged(self, positions: Sequence[int]) -> list[LoggedEvent]:
-        """The events at some positions, in position order, as `read_log` gives them."""
-        return self._logged(_Q["read_positions"], (json.dumps(list(positions)),))
-
-    def _logged(self, statement: str, parameters: tuple[object, ...]) -> list[LoggedEvent]:
-        rows, codecs = self._rows_of_log(statement, parameters)
-        streams = self._find_streams({row[0] for row in rows})
-        for stream_id in {row[0] for row in rows} - streams.keys():
-            streams[stream_id] = Stream(stream_id, SYSTEM, 0, 0, 0, 0, b"")  # its row is missing
-        return [
-            LoggedEvent(
-                RecordedEvent._make((row[1], streams[row[0]], *row[2:13], codecs.get(row[15], ""))),
-                row[13],
-                row[14],
-                row[16],
-            )
-            for row in rows
-        ]
-
-    def _whole(self, statement: str, parameters: tuple[object, ...]) -> list[RecordedEvent]:
-        rows, codecs = self._rows_of_log(statement, parameters)
-        streams = self.get_streams({row[0] for row in rows})
-        return [recorded(streams[row[0]], row[1:], codecs) for row in rows]
-
-    def _rows_of_log(
-        self, statement: str, parameters: tuple[object, ...]
-    ) -> tuple[list[Any], dict[int, str]]:
-        rows = self.connection.execute(statement, parameters).fetchall()
-        return rows, dict(self.connection.execute(_Q["codecs"]).fetchall())
-
-    def get_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
-        """Streams by their ids.
-
-        Raises:
-            CorruptEvent: events refer to a stream that has no row.
-        """
-        streams = self._find_streams(ids)
-        for stream_id in set(ids) - streams.keys():
-            raise CorruptEvent(f"stream {stream_id}", 0, 0, "the row of its stream is missing")
-        return streams
-
-    def _find_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
-        parameters = (json.dumps(list(ids)),)
-        rows = self.connection.execute(_Q["get_streams"], parameters).fetchall()
-        return {row[0]: stream_of(row) for row in rows}
-
-    def streams_of_app(self, app_name: str) -> list[Stream]:
-        """Every stream of an app whose events are in the log, deleted sessions' included."""
-        rows = self.connection.execute(_Q["streams_of_app"], (app_name,)).fetchall()
-        return [stream_of(row) for row in rows]
-
     def positions_of(self, streams: Iterable[Stream]) -> array[int]:
         """The positions of all events of some streams, in order. Reads an index only."""
         positions = array("q")
         for stream in streams:
-            rows = self.connection.execute(_Q["positions_of_stream"], (stream.id,)).fetchall()
+            rows = self._all("positions_of_stream", stream.id)
             positions.extend(position for (position,) in rows)
         return array("q", sorted(positions))
-
-    def get_facts(self, ids: Iterable[int]) -> dict[int, StreamFacts]:
-        """Rows of `streams` by their ids, as far as they are there."""
-        parameters = (json.dumps(list(ids)),)
-        rows = self.connection.execute(_Q["get_facts"], parameters).fetchall()
-        return {row[0]: facts_of(row) for row in rows}
-
-    def link_at(self, stream_id: int, version: int) -> bytes | None:
-        """The chain link of an event; None when it is not there."""
-        row = self.connection.execute(_Q["link_at"], (stream_id, version)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def stream_facts(self, after: int, count: int) -> list[StreamFacts]:
-        """Up to `count` rows of `streams` behind id `after`, whole."""
-        rows = self.connection.execute(_Q["streams_from"], (after, count)).fetchall()
-        return [facts_of(row) for row in rows]
-
-    def registered(self) -> dict[str, Registered]:
-        """The projections this database keeps rows of, by name."""
-        rows = self.connection.execute(_Q["registered_projections"]).fetchall()
-        return {row[0]: Registered(*row[1:]) for row in rows}
 
     def owned_rows(self, projection: Projection, owners: Sequence[int]) -> list[Row]:
         """The rows of a projection that belong to any of the streams, in key order."""
         return ProjectionTable(projection).rows(self.connection, owners)
+
+    def indexed_page(
+        self,
+        projection: Projection,
+        index: str,
+        equal: Row,
+        *,
+        after: Row | None,
+        descending: bool,
+        count: int,
+    ) -> list[Row]:
+        """Up to `count` whole rows of a projection behind `after`, in the order of an index."""
+        return ProjectionTable(projection).indexed_page(
+            self.connection, index, equal, after, count, descending=descending
+        )
 
     def row(self, projection: Projection, key: Row) -> Row | None:
         """One row of a projection, whole; None when there is none."""
@@ -500,28 +439,10 @@ class ReadTransaction(Looking):
 
     def check_file(self) -> list[str]:
         """What SQLite's own checks of the whole file find; empty when all is well."""
-        found = [str(row[0]) for row in self.connection.execute(_Q["integrity_check"]).fetchall()]
+        found = [str(row[0]) for row in self._all("integrity_check")]
         broken = self.connection.execute("PRAGMA foreign_key_check").fetchall()
         found += [f"row {row[1]} of {row[0]} refers to no row of {row[2]}" for row in broken]
         return [line for line in found if line != "ok"]
-
-    def event_identity(self, stream: Stream, version: int) -> tuple[str, float]:
-        """The event id and timestamp at a version of a stream."""
-        row = self.connection.execute(_Q["event_identity"], (stream.id, version)).fetchone()
-        if row is None:
-            raise CorruptEvent(str(stream.key), version, 0, "it is missing")
-        return row[0], row[1]
-
-    def deleted_streams(self, count: int) -> list[Stream]:
-        """Up to `count` streams that were closed and whose events were not scavenged yet.
-
-        Those of users only when there are no sessions.
-        """
-        for kind in (StreamKind.SESSION, StreamKind.USER):
-            rows = self.connection.execute(_Q["deleted_streams"], (kind, count)).fetchall()
-            if rows:
-                return [stream_of(row) for row in rows]
-        return []
 
     def read_page(self, stream: Stream, after: int, count: int) -> list[RecordedEvent]:
         """Up to `count` events of a stream behind a version, oldest first.
@@ -538,14 +459,29 @@ class ReadTransaction(Looking):
         check_dense(stream._replace(version=last), events, first=after + 1)
         return events
 
-    def previous_conversation_version(self, stream: Stream, version: int) -> int:
-        """The version of the conversation event before the one at `version`, 0 for none."""
-        row = self.connection.execute(_Q["previous_conversation"], (stream.id, version)).fetchone()
-        return 0 if row is None else int(row[0])
+    def last_positions(
+        self,
+        count: int,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+    ) -> list[int]:
+        """The positions of the last events, in order: of the log, or of streams with these ids."""
+        names = (app_name, user_id, session_id)
+        if names == (None, None, None):
+            return [position for (position,) in reversed(self._all("last_positions", count))]
+        ids = self._all("streams_named", *names, _FEW_STREAMS + 1)
+        if len(ids) > _FEW_STREAMS:  # many have written, so some of the last events are theirs
+            rows = self._all("last_positions_of", count, *names)
+        else:
+            rows = []
+            for (stream_id,) in ids:
+                rows += self._all("last_positions_of_stream", stream_id, count)
+        return sorted(position for (position,) in rows)[-count:] if count else []
 
     def counts(self) -> dict[str, int]:
         """Rows per projection table, events, and the head position."""
-        events, head = self.connection.execute(_Q["count_events"]).fetchone()
+        events, head = self._one("count_events")
         rows = {name: table.count(self.connection) for name, table in self.tables.items()}
         return {**rows, "events": events, "head": head}
 
@@ -555,13 +491,13 @@ class ReadTransaction(Looking):
 
     def version_of(self, stream: Stream, event_id: str) -> int | None:
         """The version at which a stream holds an event with this id; None when it does not."""
-        row = self.connection.execute(_Q["find_event"], (stream.id, event_id)).fetchone()
+        row = self._one("find_event", stream.id, event_id)
         return None if row is None else int(row[0])
 
     def _recorded(self, stream: Stream, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
         if not rows:
             return []
-        codecs = dict(self.connection.execute(_Q["codecs"]).fetchall())
+        codecs = self._codecs_of(row[14] for row in rows)
         return [recorded(stream, row, codecs) for row in rows]
 
 
@@ -708,7 +644,7 @@ class WriteTransaction(ReadTransaction):
         Raises:
             EventIdConflict: its id is stored with other content.
         """
-        row = self.connection.execute(_Q["find_event"], (stream.id, event.event_id)).fetchone()
+        row = self._one("find_event", stream.id, event.event_id)
         if row is None:
             return None
         same = (event.type, event.encoding, digest(event.delta), digest(event.data))
@@ -785,7 +721,7 @@ class WriteTransaction(ReadTransaction):
 
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""
-        (table,) = self.connection.execute(_Q["unregister_projection"], (name,)).fetchone()
+        (table,) = self._one("unregister_projection", name)
         for view in views:
             self.connection.execute(f"DROP VIEW IF EXISTS {view}")
         shadow.retire(self.connection, table)
@@ -920,7 +856,7 @@ class WriteTransaction(ReadTransaction):
 
     def _nonce(self, stream: Stream) -> bytes:
         if (nonce := self._nonces.get(stream.id)) is None:
-            (nonce,) = self.connection.execute(_Q["get_nonce"], (stream.id,)).fetchone()
+            (nonce,) = self._one("get_nonce", stream.id)
         return nonce
 
     def _ensure_stream(self, key: StreamKey) -> int:
@@ -930,7 +866,7 @@ class WriteTransaction(ReadTransaction):
     def _codec(self, fingerprint: str) -> int:
         known = self._codecs.get(fingerprint)
         if known is None:
-            row = self.connection.execute(_Q["find_codec"], (fingerprint,)).fetchone()
+            row = self._one("find_codec", fingerprint)
             if row is None:
                 cursor = self.connection.execute(_Q["insert_codec"], (fingerprint,))
                 assert cursor.lastrowid is not None

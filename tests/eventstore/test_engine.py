@@ -778,7 +778,7 @@ async def test_a_schema_changed_while_idle_harms_only_appends_until_it_is_mended
     await store.create(SESSION, created())
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("CREATE TRIGGER alien AFTER INSERT ON events BEGIN SELECT 1; END")
-        store._engine._write.suspend()  # type: ignore[attr-defined] - as a fork does
+        store._engine._write.close()  # type: ignore[attr-defined] - as a fork does
         await asyncio.sleep(0.3)
         with pytest.raises(SchemaAltered, match="alien"):
             await store.create(session("other"), created())

@@ -246,7 +246,7 @@ def test_events_show(db: Path) -> None:
 def test_tail_shows_the_last_or_what_is_behind(
     few: int, db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventstore.sqlite.looking._FEW_STREAMS", few)
+    monkeypatch.setattr("eventstore.sqlite.transaction._FEW_STREAMS", few)
 
     def positions(*arguments: object) -> list[int]:
         done = invoke("events", "tail", "--db", db, "--format", "json", *arguments)
