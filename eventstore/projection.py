@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 from eventstore.changes import Add, Change, ColumnType, Delete, DeleteOwner, Put, Table, Update
 from eventstore.encoding import decode, encode
-from eventstore.errors import InvalidProjection, ProjectionFailed
+from eventstore.errors import InvalidProjection, ProjectionFailed, ProjectionMissing
 from eventstore.events import Deltas, EventType, NewEvent, RecordedEvent
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "carried_over",
     "changes_of",
     "check_projection",
+    "check_same",
     "is_table_name",
 ]
 
@@ -182,6 +183,22 @@ def _carried_changes(projection: Projection, event: RecordedEvent) -> Iterable[C
                 yield DeleteOwner(key)
             else:
                 yield Put(tuple(key), tuple(values[0])) if values else Delete(tuple(key))
+
+
+def check_same(path: str, active: Iterable[Projection], wanted: Iterable[Projection]) -> None:
+    """Asserts that a store is opened with the inline projections that others of the process have.
+
+    Raises:
+        ProjectionMissing: one is missing, or of another version.
+    """
+    names = {(projection.name, projection.version) for projection in active}
+    for name, version in names ^ {(projection.name, projection.version) for projection in wanted}:
+        raise ProjectionMissing(
+            name,
+            f"another store of this process has {path} open with other projections than version "
+            f"{version} of it",
+            "Open all stores on a database with the same projections.",
+        )
 
 
 def is_table_name(name: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from eventstore.chain import digest, next_link
+from eventstore.changes import Row
 from eventstore.encoding import decode, encode
 from eventstore.errors import CorruptEvent, EventStoreError
 from eventstore.events import (
@@ -20,7 +21,7 @@ from eventstore.events import (
     StreamKey,
     StreamKind,
 )
-from eventstore.store import LoggedEvent, StreamFacts
+from eventstore.store import Loaded, LoggedEvent, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "stream_of",
     "unreadable",
     "with_identity",
+    "with_rows",
 ]
 
 CHANGED: Final = "its content does not match its digest"
@@ -111,6 +113,29 @@ def conversation(events: Sequence[RecordedEvent]) -> list[RecordedEvent]:
 def owners_of(stream: Stream) -> tuple[int, int, int]:
     """The streams whose rows belong to what is loaded with a stream."""
     return stream.id, stream.user_stream_id, stream.app_stream_id
+
+
+def with_rows(
+    streams: Sequence[Stream],
+    tables: Iterable[str],
+    read: Callable[[str, Sequence[int]], Sequence[Row]],
+    owners_per_query: int,
+) -> list[Loaded]:
+    """Streams without events, each with its rows; `read` has those of some owners in a table."""
+    owners = list({owner for stream in streams for owner in owners_of(stream)})
+    found: dict[str, dict[int, list[Row]]] = {table: {} for table in tables}
+    for start in range(0, len(owners), owners_per_query):
+        for table, owned in found.items():
+            for row in read(table, owners[start : start + owners_per_query]):
+                owned.setdefault(int(row[0]), []).append(row)
+
+    def rows_of(stream: Stream) -> dict[str, list[Row]]:
+        return {
+            table: [row for owner in owners_of(stream) for row in owned.get(owner, ())]
+            for table, owned in found.items()
+        }
+
+    return [Loaded(stream, rows_of(stream), ()) for stream in streams]
 
 
 def unreadable(key: StreamKey, error: Exception) -> Exception:

@@ -22,17 +22,14 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from eventstore import (
-    EventStore,
     EventType,
     InvalidIdentifier,
-    MaintenanceTransaction,
     Projection,
     Stream,
     StreamKey,
     StreamKind,
     UnknownEvent,
     check_identifier,
-    open_store,
     put_in_place,
 )
 from eventstore.chain import digest, first_link
@@ -46,7 +43,10 @@ from eventstore.sqlite.salvage import (
     as_recorded,
     import_event,
     import_stream,
+    keep_numbers,
 )
+from eventstore.sqlite.store import SqliteEventStore
+from eventstore.sqlite.transaction import WriteTransaction
 from eventstore.upcasting import CURRENT, upcast
 from projections.backup import CopyDamaged, new_file_beside, usable_target
 from projections.rebuild import Progress, rebuild
@@ -111,7 +111,7 @@ def recover(
     with new_file_beside(path) as copy:
         salvage = Salvage(old, str(copy.with_name("spool")), progress)
         try:
-            store = open_store(copy, inline)
+            store = SqliteEventStore(str(copy), inline)
             try:
                 recovery = _Recovery(salvage, Recovered(old, str(path)))
                 recovery.run(store, progress)
@@ -159,7 +159,7 @@ class _Recovery:
         self._live: dict[StreamKey, _State] = {}
         self._unproved = 0
 
-    def run(self, store: EventStore, progress: Progress) -> None:
+    def run(self, store: SqliteEventStore, progress: Progress) -> None:
         """Writes what was found."""
         self._identify()
         self._name_damaged()
@@ -290,7 +290,7 @@ class _Recovery:
 
     # Writing.
 
-    def _write(self, events: Sequence[FoundEvent], transaction: MaintenanceTransaction) -> None:
+    def _write(self, events: Sequence[FoundEvent], transaction: WriteTransaction) -> None:
         for event in events:
             state = self._states.get(event.stream_id)
             if state is None:
@@ -360,21 +360,19 @@ class _Recovery:
         state: _State,
         event: FoundEvent,
         codec: str,
-        transaction: MaintenanceTransaction,
+        transaction: WriteTransaction,
     ) -> None:
         if state.stream is None:
             event = self._begin(state, event, transaction)
         assert state.stream is not None
-        state.stream = import_event(transaction, state.stream, event, codec)  # type: ignore[arg-type]
+        state.stream = import_event(transaction, state.stream, event, codec)
         state.timestamp = event.timestamp
         self.report.events += 1
         if event.type == EventType.SESSION_DELETED:
             state.deleted = True
             self._end(state, transaction)
 
-    def _begin(
-        self, state: _State, event: FoundEvent, transaction: MaintenanceTransaction
-    ) -> FoundEvent:
+    def _begin(self, state: _State, event: FoundEvent, transaction: WriteTransaction) -> FoundEvent:
         """Makes a stream and those it belongs to; returns its first event as it is to be stored."""
         found = state.found
         for owner in (found.app_stream_id, found.user_stream_id):
@@ -407,7 +405,7 @@ class _Recovery:
         )
         assert state.stream is not None
         state.stream = import_event(
-            transaction,  # type: ignore[arg-type]
+            transaction,
             state.stream,
             _with_identity(beginning, found),
             "",
@@ -422,18 +420,16 @@ class _Recovery:
                 return position
         raise AssertionError("what was lost came before what is left")
 
-    def _make(self, state: _State, transaction: MaintenanceTransaction) -> None:
-        state.stream = import_stream(transaction, state.found)  # type: ignore[arg-type]
+    def _make(self, state: _State, transaction: WriteTransaction) -> None:
+        state.stream = import_stream(transaction, state.found)
         self._live[state.found.key] = state
 
-    def _end(self, state: _State, transaction: MaintenanceTransaction) -> None:
+    def _end(self, state: _State, transaction: WriteTransaction) -> None:
         assert state.stream is not None
-        transaction.connection.execute(  # type: ignore[attr-defined]
-            "UPDATE streams SET live = 0 WHERE id = ?", (state.stream.id,)
-        )
+        transaction.close_stream(state.stream)
         del self._live[state.found.key]
 
-    def _finish(self, transaction: MaintenanceTransaction) -> None:
+    def _finish(self, transaction: WriteTransaction) -> None:
         """What has no events any more, tombstones that were lost, and what is missing."""
         position = max(self._salvage.head(), *self._salvage.damaged, 0)
         for state in self._states.values():
@@ -457,19 +453,21 @@ class _Recovery:
                 self.report.left_out.append(
                     LeftOut(f"stream {stream_id}", None, None, None, size, reason)
                 )
-        self._keep_numbers(transaction, position)
+        # None that was ever given out, as far as known, is given out again.
+        highest = max([*self._states, *self._unknown, 0])
+        keep_numbers(transaction, position=position, stream_id=highest)
 
-    def _finish_empty(self, state: _State, transaction: MaintenanceTransaction) -> None:
+    def _finish_empty(self, state: _State, transaction: WriteTransaction) -> None:
         found = state.found
         if not found.live and not found.nonce:
-            import_stream(transaction, found, gone=True)  # type: ignore[arg-type]
+            import_stream(transaction, found, gone=True)
         elif found.key.kind is not StreamKind.SESSION:
             app = found.app_stream_id
             if app and self._states[app].stream is None:
                 self._make(self._states[app], transaction)
             self._make(state, transaction)
 
-    def _bury(self, state: _State, position: int, transaction: MaintenanceTransaction) -> None:
+    def _bury(self, state: _State, position: int, transaction: WriteTransaction) -> None:
         assert state.stream is not None
         self.report.notes.append(
             f"the tombstone of {state.found.key} (stream {state.found.id}) is lost: it was made "
@@ -494,7 +492,7 @@ class _Recovery:
             None,
             None,
         )
-        state.stream = import_event(transaction, state.stream, tombstone, "")  # type: ignore[arg-type]
+        state.stream = import_event(transaction, state.stream, tombstone, "")
 
     def _name_lost(self, stream_id: int, state: _State) -> None:
         for first, last in state.lost:
@@ -507,14 +505,6 @@ class _Recovery:
                         LeftOut(self._name(stream_id), run[0], run[-1], None, None, _UNREADABLE)
                     )
                     run = []
-
-    def _keep_numbers(self, transaction: MaintenanceTransaction, position: int) -> None:
-        """No position or stream id that was ever given out is given out again, as far as known."""
-        ids = max([*self._states, *self._unknown, 0])
-        for table, number in (("events", position), ("streams", ids)):
-            transaction.connection.execute(  # type: ignore[attr-defined]
-                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (number, table)
-            )
 
 
 def _identity(event: FoundEvent) -> tuple[StreamKey, bytes] | None:

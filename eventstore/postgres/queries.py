@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from importlib.resources import files
 from typing import Final
+
+from eventstore.scripts import load_migrations, load_queries
 
 __all__ = ["migrations", "queries"]
 
@@ -22,24 +22,14 @@ _TRUNCATE: Final = (
 @cache
 def queries(schema: str) -> dict[str, str]:
     """Statement name to SQL."""
-    text = files(__package__).joinpath("queries.sql").read_text()
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    # Comments between statements would otherwise be sent each time.
-    bodies = [re.sub(r"^--.*\n?", "", body, flags=re.MULTILINE) for body in parts[2::2]]
-    sql = [body.strip().rstrip(";").replace("{s}", schema) for body in bodies]
-    return dict(zip(parts[1::2], sql, strict=True))
+    return {name: sql.replace("{s}", schema) for name, sql in load_queries(__package__).items()}
 
 
 def migrations(schema: str, partitions: int = 0) -> list[str]:
-    """The numbered migration scripts in order: the first makes schema version 1, and so on.
+    """The numbered migration scripts in order.
 
     With `partitions` the events are split by their stream into so many tables.
     """
-    folder = files(__package__).joinpath("migrations")
-    scripts = sorted(
-        (entry for entry in folder.iterdir() if entry.name.endswith(".sql")),
-        key=lambda entry: entry.name,
-    )
     tables = ["events", *(f"events_{n}" for n in range(partitions))]
     parts = {
         "{partition_by}": " PARTITION BY HASH (stream_id)" if partitions else "",
@@ -52,8 +42,7 @@ def migrations(schema: str, partitions: int = 0) -> list[str]:
         "{schema}": schema,
     }
     texts = []
-    for script in scripts:
-        text = script.read_text()
+    for text in load_migrations(__package__):
         for mark, value in parts.items():
             text = text.replace(mark, value)
         texts.append(text)

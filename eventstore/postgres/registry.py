@@ -12,11 +12,10 @@ from typing import Final
 import psycopg
 
 from eventstore import _platform
-from eventstore.errors import ProjectionMissing
 from eventstore.postgres.address import Address
 from eventstore.postgres.connection import Connect, Connection, Connector
 from eventstore.postgres.engine import Engine
-from eventstore.projection import Projection
+from eventstore.projection import Projection, check_same
 
 __all__ = ["acquire", "lock", "release"]
 
@@ -55,25 +54,13 @@ def acquire(
             )
         engine.users += 1
         try:
-            _check_same(engine, projections)
+            check_same(engine.address.shown, engine.projections, projections)
             if not for_rebuild:
                 engine.require_projections()
         except BaseException:
             release(engine)
             raise
         return engine
-
-
-def _check_same(engine: Engine, projections: Sequence[Projection]) -> None:
-    wanted = {projection.name: projection.version for projection in projections}
-    active = {projection.name: projection.version for projection in engine.projections}
-    for name, version in wanted.items() ^ active.items():
-        raise ProjectionMissing(
-            name,
-            f"another store of this process has {engine.address.shown} open with other "
-            f"projections than version {version} of it",
-            "Open all stores on a database with the same projections.",
-        )
 
 
 def release(engine: Engine) -> None:

@@ -13,7 +13,7 @@ import psycopg
 from eventstore.changes import Row
 from eventstore.cursor import Cursor
 from eventstore.errors import CorruptEvent, EventStoreError, NotOnThisDatabase, StoreClosed
-from eventstore.events import NewEvent, RecordedEvent, Stream, StreamKey
+from eventstore.events import NewEvent, RecordedEvent, StreamKey
 from eventstore.observer import Observer
 from eventstore.postgres import database, registry
 from eventstore.postgres.address import Address
@@ -22,7 +22,7 @@ from eventstore.postgres.engine import Engine
 from eventstore.postgres.requests import Kind, Read, Write
 from eventstore.postgres.transaction import MaintenanceTransaction, ReadTransaction
 from eventstore.projection import Projection
-from eventstore.records import conversation, owners_of, unreadable
+from eventstore.records import conversation, owners_of, unreadable, with_rows
 from eventstore.store import Appended, Durability, Finding, Loaded, Rewritten, Storage, Window
 
 __all__ = ["PostgresEventStore", "examine", "pending_migrations"]
@@ -172,21 +172,12 @@ class PostgresEventStore:
         engine = self._running()
 
         def function(reading: ReadTransaction) -> list[T]:
+            def rows(table: str, owners: Sequence[int]) -> Sequence[Row]:
+                return engine.tables[table].rows(reading.connection, owners)
+
             streams = reading.sessions(app_name, user_id)
-            rows = _rows_by_owner(engine, reading, streams)
-            return [
-                convert(
-                    Loaded(
-                        stream,
-                        {
-                            table: [row for o in owners_of(stream) for row in owned.get(o, ())]
-                            for table, owned in rows.items()
-                        },
-                        (),
-                    )
-                )
-                for stream in streams
-            ]
+            found = with_rows(streams, engine.tables, rows, _OWNERS_PER_QUERY)
+            return [convert(loaded) for loaded in found]
 
         return engine.future(Read(function))
 
@@ -346,17 +337,4 @@ def examine(
                     found.append(Finding("tables", "problem", text, "Run: rebuild-projections"))
     except (EventStoreError, psycopg.Error) as error:
         return [*found, Finding.of("server", translate(address, error))]
-    return found
-
-
-def _rows_by_owner(
-    engine: Engine, reading: ReadTransaction, streams: Sequence[Stream]
-) -> dict[str, dict[int, list[Row]]]:
-    owners = list({owner for stream in streams for owner in owners_of(stream)})
-    found: dict[str, dict[int, list[Row]]] = {name: {} for name in engine.tables}
-    for start in range(0, len(owners), _OWNERS_PER_QUERY):
-        chunk = owners[start : start + _OWNERS_PER_QUERY]
-        for name, table in engine.tables.items():
-            for row in table.rows(reading.connection, chunk):
-                found[name].setdefault(int(row[0]), []).append(row)
     return found

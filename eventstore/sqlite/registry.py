@@ -9,8 +9,8 @@ import threading
 from collections.abc import Sequence
 
 from eventstore import _platform
-from eventstore.errors import ProjectionMissing, StoreBusy
-from eventstore.projection import Projection
+from eventstore.errors import StoreBusy
+from eventstore.projection import Projection, check_same
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
 
@@ -43,7 +43,7 @@ def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool =
         if engine is None or engine.broken:
             engine = _engines[identity] = Engine(real, projections, for_rebuild=for_rebuild)
             _open[engine] = identity
-        _check_same(engine, projections)
+        check_same(engine.path, engine.projections, projections)
         if not for_rebuild:
             engine.require_projections()
         engine.users += 1
@@ -54,18 +54,6 @@ def is_open(path: str) -> bool:
     """Whether this process has an engine on a file, or has not let go of it yet."""
     with lock:
         return _platform.file_identity(path) in _open.values()
-
-
-def _check_same(engine: Engine, projections: Sequence[Projection]) -> None:
-    wanted = {projection.name: projection.version for projection in projections}
-    active = {projection.name: projection.version for projection in engine.projections}
-    for name, version in wanted.items() ^ active.items():
-        raise ProjectionMissing(
-            name,
-            f"another store of this process has {engine.path} open with other projections than "
-            f"version {version} of it",
-            "Open all stores on a file with the same projections.",
-        )
 
 
 def release(engine: Engine) -> None:

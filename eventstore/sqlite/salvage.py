@@ -22,6 +22,7 @@ from eventstore.chain import digest, first_link, next_link
 from eventstore.errors import DatabaseInUse, NotADatabase, PathUnusable, StorageFailed
 from eventstore.events import CONVERSATION_TYPES, RecordedEvent, Stream, StreamKey, StreamKind
 from eventstore.sqlite import registry
+from eventstore.sqlite.queries import QUERIES
 from eventstore.sqlite.transaction import WriteTransaction
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "as_recorded",
     "import_event",
     "import_stream",
+    "keep_numbers",
 ]
 
 _MAGIC: Final = b"SQLite format 3\0"
@@ -569,9 +571,7 @@ def import_stream(
     key = found.key
     chain = found.chain if gone else first_link(key, found.nonce)
     transaction.connection.execute(
-        "INSERT INTO streams (id, kind, app_name, user_id, session_id, user_stream_id, "
-        "app_stream_id, version, conversation_version, live, nonce, chain) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        QUERIES["import_stream"],
         (
             found.id,
             *key,
@@ -598,10 +598,7 @@ def import_event(
     event = event._replace(version=version)
     chain = event.link(stream.chain, codec)
     transaction.connection.execute(
-        "INSERT INTO events (position, stream_id, version, event_id, type, schema_version, "
-        "recorded_at, timestamp, author, invocation_id, codec, encoding, delta_digest, "
-        "data_digest, chain, delta, data) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        QUERIES["import_event"],
         event._replace(
             codec=transaction._codec(codec),  # noqa: SLF001 - one backend
             chain=chain,
@@ -610,11 +607,16 @@ def import_event(
         ),
     )
     conversation = version if event.type in CONVERSATION_TYPES else stream.conversation_version
-    transaction.connection.execute(
-        "UPDATE streams SET version = ?, conversation_version = ?, chain = ? WHERE id = ?",
-        (version, conversation, chain, stream.id),
-    )
+    transaction.connection.execute(QUERIES["move_head"], (version, conversation, chain, stream.id))
     return stream._replace(version=version, conversation_version=conversation, chain=chain)
+
+
+def keep_numbers(transaction: WriteTransaction, *, position: int, stream_id: int) -> None:
+    """Sees to it that no position and no stream's id up to these is given out again."""
+    for table, number in (("events", position), ("streams", stream_id)):
+        transaction.connection.execute(
+            "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (number, table)
+        )
 
 
 def _as_text(content: bytes | None) -> str | None:

@@ -30,7 +30,7 @@ from eventstore.events import NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.location import MEMORY
 from eventstore.observer import Observer
 from eventstore.projection import Projection
-from eventstore.records import conversation, owners_of, unreadable
+from eventstore.records import conversation, owners_of, unreadable, with_rows
 from eventstore.sqlite import registry
 from eventstore.sqlite.database import translate_copy
 from eventstore.sqlite.engine import READERS, Engine
@@ -233,20 +233,8 @@ class SqliteEventStore:
 
         def function(transaction: ReadTransaction) -> list[T]:
             streams = transaction.sessions(app_name, user_id)
-            rows = _rows_by_owner(transaction, streams)
-            return [
-                convert(
-                    Loaded(
-                        stream,
-                        {
-                            table: [row for o in owners_of(stream) for row in owned.get(o, ())]
-                            for table, owned in rows.items()
-                        },
-                        (),
-                    )
-                )
-                for stream in streams
-            ]
+            found = with_rows(streams, transaction.tables, transaction.rows, _OWNERS_PER_QUERY)
+            return [convert(loaded) for loaded in found]
 
         return self._running().future(Read(function, brief=user_id is not None))
 
@@ -467,19 +455,6 @@ def _events(
     if window.last is not None:
         return transaction.read_conversation_tail(stream, window.last)
     return conversation(transaction.read(stream))
-
-
-def _rows_by_owner(
-    transaction: ReadTransaction, streams: Sequence[Stream]
-) -> dict[str, dict[int, list[Row]]]:
-    owners = list({owner for stream in streams for owner in owners_of(stream)})
-    found: dict[str, dict[int, list[Row]]] = {name: {} for name in transaction.tables}
-    for start in range(0, len(owners), _OWNERS_PER_QUERY):
-        chunk = owners[start : start + _OWNERS_PER_QUERY]
-        for name, owned in found.items():
-            for row in transaction.rows(name, chunk):
-                owned.setdefault(int(row[0]), []).append(row)
-    return found
 
 
 def _is_written(written: Sequence[Stream], event: NewEvent, transaction: ReadTransaction) -> bool:
