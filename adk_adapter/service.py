@@ -237,7 +237,11 @@ class DatabaseSessionService(BaseSessionService):
         """Loads a session as one snapshot; None when there is none.
 
         Raises:
-            CorruptEvent, NotADatabase: a stored event is not what was written, or cannot be read.
+            InvalidInput: (a ValueError) no such name or id can be.
+            CorruptEvent, CorruptRow, NotADatabase: what is stored is not what was written, or
+                cannot be read.
+            UnknownEvent: a newer version of this package wrote it.
+            ProjectionMissing: the session has no row; its table needs `rebuild-projections`.
         """
         if session_id is None:
             return None
@@ -280,7 +284,12 @@ class DatabaseSessionService(BaseSessionService):
     async def list_sessions(
         self, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
-        """All sessions of an app, or of one of its users, without events, last changed last."""
+        """All sessions of an app, or of one of its users, without events, last changed last.
+
+        Raises:
+            InvalidInput: (a ValueError) no such name or id can be.
+            CorruptEvent, CorruptRow, NotADatabase: what is stored cannot be read.
+        """
         check_identifier("app_name", app_name)
         if user_id is not None:
             check_identifier("user_id", user_id)
@@ -448,13 +457,22 @@ class DatabaseSessionService(BaseSessionService):
 
     @observed
     async def delete_session(self, app_name: str, user_id: str, session_id: str) -> None:
-        """Deletes a session; nothing happens when there is none. Its `app:`/`user:` keys stay."""
+        """Deletes a session; nothing happens when there is none. Its `app:`/`user:` keys stay.
+
+        Raises:
+            InvalidInput: (a ValueError) no such name or id can be.
+        """
         key = session_key(app_name, user_id, session_id)
         await self._store.delete(key, encode_state(EventType.SESSION_DELETED, {}, get_time()))
 
     @observed
     async def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
-        """The keys a user has in an app, without their `user:` prefix."""
+        """The keys a user has in an app, without their `user:` prefix.
+
+        Raises:
+            InvalidInput: (a ValueError) no such name or id can be.
+            CorruptRow: a value is no JSON.
+        """
         check_identifier("app_name", app_name)
         check_identifier("user_id", user_id)
         return await self._owned_state(StreamKey(StreamKind.USER, app_name, user_id))
@@ -587,6 +605,10 @@ class DatabaseSessionService(BaseSessionService):
         what was removed. Writers wait for that, a minute or less for each gigabyte.
 
         Keys of the result: sessions, events, keys_carried_over, bytes_freed.
+
+        Raises:
+            MaintenanceRunning: a rebuild, another vacuum or a verification is under way.
+            ProjectionMissing: an asynchronous projection is stopped; nothing was removed.
         """
         with self._telemetry.operation("vacuum"), self._paused():
             done = retention.vacuum(self._store, self._inline, self._following(), rewrite=rewrite)
@@ -669,6 +691,8 @@ class DatabaseSessionService(BaseSessionService):
 
         Raises:
             MaintenanceRunning: a rebuild, a vacuum or another verification is under way.
+            ProjectionFailed, UnknownEvent: the log cannot be folded.
+            ValueError: `against` needs the whole log, not what is behind `since`.
         """
 
         def function() -> Verified:
@@ -741,6 +765,7 @@ class DatabaseSessionService(BaseSessionService):
         `adk-eventstore import` takes it into any database. The same log gives the same bytes.
 
         Raises:
+            InvalidInput: (a ValueError) a session without its user, or a user without an app.
             StreamNotFound: there is nothing of this app, user or session.
             PathUnusable: the file exists and `overwrite` was not given, or cannot be written.
             CorruptEvent: the log is damaged.
@@ -759,6 +784,7 @@ class DatabaseSessionService(BaseSessionService):
 
         Raises:
             SessionNotFoundError: there is no such session.
+            EvaluationMissing: ADK is installed without what an eval set needs.
         """
         key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):

@@ -101,7 +101,9 @@ def run(
 
     Raises:
         MaintenanceRunning: a projection has to be built, and another rebuild is under way.
-        ProjectionMissing: the database has a newer version of one (passed over without `retry`).
+        ProjectionMissing: the database keeps one up inline, or has a newer version of one (passed
+            over without `retry`).
+        CorruptEvent, UnknownEvent: the log is damaged, or was written by a newer version.
         StorageFailed, StoreBusy: see eventstore.errors.
     """
     for projection in projections:

@@ -77,7 +77,11 @@ def page_of_session(
 
 
 def page_of_log(store: EventStore, after: int, whose: Filter = Filter()) -> LogPage:  # noqa: B008
-    """The next events of the log behind a position. Blocks for one read."""
+    """The next events of the log behind a position. Blocks for one read.
+
+    Raises:
+        CorruptEvent, UnknownEvent: one cannot be read.
+    """
     return store.snapshot(partial(_page, after, whose))
 
 
@@ -101,6 +105,10 @@ def tail(
 
     Blocks: between two looks at the log it waits for 0.2 s. Events come once each and in the order
     of the log, whichever process appended them. Ended where the caller ends, or `stopping` says so.
+
+    Raises:
+        InvalidInput: a name or an id that cannot be.
+        CorruptEvent, UnknownEvent: an event cannot be read.
     """
     for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
         if name is not None:

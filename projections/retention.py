@@ -121,7 +121,11 @@ class Purged(NamedTuple):
 def purgeable(
     store: EventStore, older_than: float, app_name: str | None = None, *, now: float | None = None
 ) -> Purgeable:
-    """What `purge` would remove, with the same arguments. Changes nothing. Blocks."""
+    """What `purge` would remove, with the same arguments. Changes nothing. Blocks.
+
+    Raises:
+        InvalidInput: an age below zero, or no such app can be.
+    """
     cutoff = _cutoff(older_than, now)
     sessions = events = 0
     for app in _apps(store, app_name):
@@ -249,7 +253,11 @@ class Erased(NamedTuple):
 
 
 def erasable(store: EventStore, user_id: str, app_name: str | None = None) -> Erasable:
-    """What `erase_user` would remove. Changes nothing. Blocks."""
+    """What `erase_user` would remove. Changes nothing. Blocks.
+
+    Raises:
+        InvalidInput: no user has such an id.
+    """
     check_identifier("user_id", user_id)
 
     def function(snapshot: Snapshot) -> Erasable:
