@@ -109,8 +109,10 @@ class Engine:
         """What waits for the gate: whoever holds it takes from here, in order."""
         self._told = False
         """Whether the writer is to take it."""
-        self._folding = False
-        """Whether the writer is at the WAL, or about to be."""
+        self._syncer: threading.Thread | None = None
+        """Has the disk take the WAL, for the writer to copy it then; None when that is not due."""
+        self._synced = False
+        """Whether the syncer is done."""
         self._brief_reads: deque[Read[Any]] = deque()
         self._steps: set[asyncio.AbstractEventLoop] = set()
         """The loops that will call `_step`."""
@@ -248,7 +250,7 @@ class Engine:
         with self._wake:
             self._wake.wait_for(lambda: not self._stepping)
         self._reads.put(None)
-        for thread in self._readers:
+        for thread in (*self._readers, *filter(None, [self._syncer])):
             thread.join()
         with self._using:
             self._write.close()
@@ -403,7 +405,7 @@ class Engine:
                 return  # by a handler or by a projection: the writer will see
             raise
         with self._lock:
-            full = self._write.frames >= _CHECKPOINT_FRAMES and not self._folding
+            full = self._write.frames >= _CHECKPOINT_FRAMES and self._syncer is None
             if not done or idle or full:
                 self._tell()
 
@@ -465,7 +467,7 @@ class Engine:
                         self._commit(batch)
                 deliver(due)
                 batch = []  # an idle thread must keep neither requests nor outcomes alive
-                if self._write.frames >= _CHECKPOINT_FRAMES:
+                if self._synced or self._write.frames >= _CHECKPOINT_FRAMES:
                     self._fold_wal()
         except BaseException as error:
             self._break(batch, error)
@@ -494,25 +496,30 @@ class Engine:
                 if self._stopping:
                     return False
                 idle = time.monotonic() - self._write.committed_at >= _IDLE_S
-            if self._write.frames >= (1 if idle else _CHECKPOINT_FRAMES):
+            if self._synced or self._write.frames >= (1 if idle else _CHECKPOINT_FRAMES):
                 self._fold_wal()
 
     def _fold_wal(self) -> None:
         """Copies the WAL into the file, and gives its space back when it grew large.
 
-        Most of the time is the disk's, which is to have the WAL before the file: so that is done
-        while others still write.
+        Most of the time is the disk's, which is to have the WAL before the file. Another thread
+        waits for that first, and has this called once more: until then everybody writes on.
         """
-        wal = f"{self.path}-wal"
-        self._folding = True
-        try:
-            _platform.sync_file(wal)
+        if self._syncer is None:
+            self._syncer = _start("syncer", self._sync_wal)
+        elif self._synced:
             # Emptying it waits for readers, and then nobody may wait for that.
-            empty = not self._writes and _platform.file_size(wal) > _WAL_BYTES_KEPT
+            size = _platform.file_size(f"{self.path}-wal")
+            empty = not self._writes and size > _WAL_BYTES_KEPT
             with self._gate.held(), self._using:
                 self._write.checkpoint("TRUNCATE" if empty else "PASSIVE")
-        finally:
-            self._folding = False
+            self._syncer, self._synced = None, False
+
+    def _sync_wal(self) -> None:
+        _platform.sync_file(f"{self.path}-wal")
+        with self._lock:
+            self._synced = True
+            self._tell()
 
     def _take(self, count: int) -> list[_Work]:
         with self._lock:

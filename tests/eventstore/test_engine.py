@@ -711,8 +711,10 @@ async def test_appends_go_on_while_the_disk_takes_the_wal(
     try:
         cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
         assert await asyncio.to_thread(asked.wait, 60)
-        for _ in range(20):
-            await asyncio.wait_for(store.append(SESSION, new_event(), cursor), 30)
+        for n in range(20):
+            # The long ones are the writer's, the others the loop's.
+            event = new_event(data="x" * (n % 2 * 20_000))
+            await asyncio.wait_for(store.append(SESSION, event, cursor), 30)
         assert not done.is_set()
     finally:
         done.set()
