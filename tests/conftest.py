@@ -23,10 +23,6 @@ POSTGRES_URL = "TEST_POSTGRES_URL"
 """A database to use for tests, instead of a server that is started; it is left as it was."""
 _numbers = count(1)
 
-_WORKERS_MAX = 4
-"""Many tests start several processes of their own, and measure nothing: more would only compete."""
-
-
 # Whatever starts a job in the background may have it ignore Ctrl-C, and a program that is begun so
 # ignores it too. Those that the tests start are to hear of it, wherever the tests themselves run.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -34,8 +30,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """How many tests run at once with `-n auto`: three on fewer cores too, for much is waiting."""
-    return max(3, min(os.cpu_count() or 1, _WORKERS_MAX))
+    """How many tests run at once with `-n auto`: four on fewer cores too, for much is waiting.
+
+    And on more: many start several processes of their own.
+    """
+    return 4
 
 
 @pytest.fixture
