@@ -205,9 +205,8 @@ def _dump(event: Event, what: str) -> dict[str, Any]:
         try:
             return _plain(event, warnings="error")
         except pydantic_core.PydanticSerializationError:
-            plain = _plain(event, warnings="none")
-            Event.model_validate(plain)
-            return plain
+            # By the names of the API, which what was assigned need not have.
+            return _plain(Event.model_validate(_plain(event, warnings="none")), warnings="none")
     except pydantic.ValidationError as error:
         raise ValueNotStorable(what, f"it is no valid event: {_summary(error)}") from None
     except (pydantic.PydanticUserError, ValueError, TypeError, OverflowError, RecursionError) as e:

@@ -28,7 +28,9 @@ from adk_adapter.imports.services import found_in, owners_of, prepare_from
 from adk_adapter.imports.writing import has_owner, is_taken, take_owner_state, take_session
 from adk_adapter.service import DatabaseSessionService, session_key
 from adk_adapter.session import ListSessionsResponse, Session
-from eventstore import StreamKey, StreamKind
+from eventstore import InvalidInput, StreamKey, StreamKind
+from projections.retention import Erased
+from projections.transfer import Taken
 
 __all__ = ["MigratingSessionService"]
 
@@ -196,6 +198,41 @@ class MigratingSessionService(DatabaseSessionService):
         """As in DatabaseSessionService; a session that is not here yet is taken over first."""
         await self._take_over(app_name, user_id, session_id)
         return await super().session_as(app_name, user_id, session_id, form)
+
+    async def export(
+        self,
+        path: str | os.PathLike[str],
+        app_name: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Taken:
+        """As in DatabaseSessionService; a session that is named is taken over first.
+
+        Of an app, a user or everything there is in it what was taken over before.
+        """
+        if app_name is not None and user_id is not None and session_id is not None:
+            await self._take_over(app_name, user_id, session_id)
+        return await super().export(path, app_name, user_id, session_id, overwrite=overwrite)
+
+    async def erase_user(
+        self, user_id: str, app_name: str | None = None, *, rewrite: bool | None = None
+    ) -> Erased:
+        """As in DatabaseSessionService, once the old service has no session of the user.
+
+        Raises:
+            InvalidInput: (a ValueError) it has: what is erased here would come over once more.
+        """
+        found = await asyncio.to_thread(self._store.snapshot, lambda s: s.apps())
+        for app in [stream.key.app_name for stream in found] if app_name is None else [app_name]:
+            listed = await self._old.list_sessions(app_name=app, user_id=user_id)
+            if listed.sessions:
+                raise InvalidInput(
+                    "The old service has sessions of this user, and what is erased here would come "
+                    "over once more. Delete them there first."
+                )
+        return await super().erase_user(user_id, app_name, rewrite=rewrite)
 
     async def _take_over(self, app_name: str, user_id: str, session_id: str) -> bool:
         """Takes a session over, unless it was before. Returns whether it is here now."""

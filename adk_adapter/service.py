@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, State
@@ -94,6 +95,7 @@ from projections.history import (
     page_of_session,
 )
 from projections.listing import Order, SessionPage
+from projections.rebuild import Progress
 from projections.retention import Erased, Purged
 from projections.state import state_by_owner
 from projections.stats import Stats, measure
@@ -106,6 +108,8 @@ _UNREAD_MAX: Final = 1_000
 """As many events as are made in about 10 ms."""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class DatabaseSessionService(BaseSessionService):
@@ -190,8 +194,8 @@ class DatabaseSessionService(BaseSessionService):
         self._follower: Follower | None = None
         try:
             self._telemetry = Telemetry(self._store)
-            if asynchronous := self._following():
-                self._follower = Follower(self._store, asynchronous)
+            if self._following():
+                self._follower = Follower(self._store, self._following)
                 self._follower.ensure_running()
         except BaseException:
             self._store.close()
@@ -323,9 +327,10 @@ class DatabaseSessionService(BaseSessionService):
         arguments as they were (times go on as they were for the first page). It is None behind the
         last page.
 
-        A page costs the same wherever it is in the list. While others write no session comes twice;
-        in the order "updated" one that is written to meanwhile moves to the top, and is seen when
-        the list is begun anew.
+        A page costs the same wherever it is in the list. While others write, each session comes
+        once in the order "created". In the order "updated" one that is written to moves: to the
+        top, where it is seen when the list is begun anew, or with `reverse` to the end, where it
+        comes once more.
 
         Raises:
             InvalidInput: (a ValueError) no such order, limit or cursor.
@@ -372,15 +377,17 @@ class DatabaseSessionService(BaseSessionService):
         """
         key = session_key(app_name, user_id, session_id)
         left: int = sys.maxsize if limit is None else check_count("limit", limit)
+        stream_id = None
         while left > 0:
             count = min(left, _EVENTS_PER_PAGE)
             with _adk_errors(key):
                 events = await asyncio.to_thread(
-                    page_of_session, self._store, key, after_version, count
+                    page_of_session, self._store, key, after_version, count, stream_id=stream_id
                 )
             for recorded in events:
                 yield stored_event(recorded)
                 after_version, left = recorded.version, left - 1
+                stream_id = recorded.stream.id
             if len(events) < count:
                 return
 
@@ -408,7 +415,7 @@ class DatabaseSessionService(BaseSessionService):
         for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
             if name is not None:
                 check_identifier(what, name)
-        reached: int = after or 0
+        reached: int = 0 if after is None else check_count("after", after)
         if after is None:
             reached = await asyncio.to_thread(self._store.snapshot, lambda s: s.head())
         while True:
@@ -630,7 +637,7 @@ class DatabaseSessionService(BaseSessionService):
         """
         age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
 
-        def function() -> Purged:
+        def function(progress: Progress) -> Purged:
             with self._paused():
                 return retention.purge(
                     self._store,
@@ -638,9 +645,10 @@ class DatabaseSessionService(BaseSessionService):
                     self._following(),
                     older_than=age,
                     app_name=app_name,
+                    progress=progress,
                 )
 
-        return await asyncio.to_thread(function)
+        return await _in_steps(function)
 
     @observed
     async def erase_user(
@@ -660,7 +668,7 @@ class DatabaseSessionService(BaseSessionService):
             ProjectionMissing: an asynchronous projection is stopped; nothing was erased.
         """
 
-        def function() -> Erased:
+        def function(progress: Progress) -> Erased:
             with self._paused():
                 return retention.erase_user(
                     self._store,
@@ -669,9 +677,10 @@ class DatabaseSessionService(BaseSessionService):
                     user_id=user_id,
                     app_name=app_name,
                     rewrite=rewrite,
+                    progress=progress,
                 )
 
-        return await asyncio.to_thread(function)
+        return await _in_steps(function)
 
     @observed
     async def measure(self, *, whole: bool | None = None) -> Stats:
@@ -730,15 +739,21 @@ class DatabaseSessionService(BaseSessionService):
     ) -> list[Imported]:
         """Takes the sessions of another service, or of a database that one of ADK's wrote.
 
-        A path or URL is what `adk-eventstore import` takes. Of a service, the apps that are named;
+        A path or URL names what one of ADK's services wrote. Of a service, the apps that are named;
         an InMemorySessionService says itself which it has. Ids, order, timestamps and the state of
         all scopes are kept. Each session is taken whole or not at all, and what was taken before is
         not taken again, so it may be called until nothing is left. One report for each database.
 
         Raises:
             ImportFailed: the source cannot be read; what was taken before stays.
+            InvalidInput: (a ValueError) a service of this package: see `export`.
             ValueError: `app_names` are missing, or given for a database.
         """
+        if isinstance(source, DatabaseSessionService):
+            raise InvalidInput(
+                "A service of this package has more to give than ADK's interface shows: titles, "
+                "labels, history. Use its `export`, or adk-eventstore copy."
+            )
         if isinstance(source, BaseSessionService):
             return [await import_from_service(self._store, source, app_names)]
         if app_names is not None:
@@ -862,6 +877,21 @@ def session_key(
     if generate:
         session_id = session_id or new_uuid()
     return StreamKey(StreamKind.SESSION, app_name, user_id, session_id or "")
+
+
+async def _in_steps(function: Callable[[Progress], T]) -> T:
+    """Runs work in a thread that ends behind its next step when nobody waits for it any more."""
+    cancelled = threading.Event()
+
+    def progress(*_: int) -> None:
+        if cancelled.is_set():
+            raise InterruptedError
+
+    try:
+        return await asyncio.to_thread(function, progress)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
 
 
 def _move_temporary_keys(session: AdkSession, event: Event) -> None:

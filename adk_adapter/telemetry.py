@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from google.adk.events import Event
 from google.adk.sessions import Session
@@ -55,6 +55,7 @@ class Telemetry:
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
+        self.path = store.path
         self.attributes = _attributes(store.path)
         self.target = self.attributes["db.namespace"].rpartition("/")[2]
         store.observe(_Commits(self.attributes))
@@ -291,7 +292,7 @@ def _observe(
             except EventStoreError as error:  # closed meanwhile, or it cannot be read just now
                 _log.debug("not measured: %s", type(error).__name__)
             else:
-                found[telemetry.attributes["db.namespace"]] = measured
+                found[telemetry.path] = measured
         return [each for observations in found.values() for each in observations]
 
     return callback
@@ -317,8 +318,12 @@ def _attributes(path: str) -> dict[str, str]:
     """What names a database, without a user or a password."""
     if "://" not in path:
         return {"db.system.name": "sqlite", "db.namespace": path}
+    from eventstore.postgres.address import DEFAULT_SCHEMA
+
     url = urlsplit(path)
-    named = {"db.system.name": "postgresql", "db.namespace": url.path.lstrip("/")}
+    schema = dict(parse_qsl(url.query)).get("schema", DEFAULT_SCHEMA)
+    namespace = f"{url.path.lstrip('/')}|{schema}"  # as the conventions have it
+    named = {"db.system.name": "postgresql", "db.namespace": namespace}
     if url.hostname:
         named["server.address"] = url.hostname
     return named

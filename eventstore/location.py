@@ -69,7 +69,12 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
     if "\0" in text:
         raise PathUnusable(repr(text), "contains NUL", "Pass a path without it.")
     path = Path(text)
-    return str((path.expanduser() if text.startswith("~/") else path).absolute())
+    try:
+        return str((path.expanduser() if text.startswith("~/") else path).absolute())
+    except FileNotFoundError:
+        raise PathUnusable(
+            text, "is relative to a working directory that is gone", "Pass an absolute path."
+        ) from None
 
 
 def is_server(resolved: str) -> bool:

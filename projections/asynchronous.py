@@ -221,7 +221,16 @@ def _step(store: EventStore, projection: Projection) -> _Step:
         moved = store.transact(write, beside_writers=True)
         # Where somebody else did these events, what comes behind them is still to be done.
         more = failure is None or not moved
-    except ProjectionFailed:
+    except (ProjectionFailed, SchemaAltered) as error:
+        if store.snapshot(lambda s: s.table_page(projection, None, 1)) is None:
+            raise ProjectionMissing(
+                projection.name,
+                "its table is not as it is defined",
+                "Raise its version; or make it anew: rebuild-projections --projection "
+                f"{projection.name}",
+            ) from None
+        if isinstance(error, SchemaAltered):
+            raise
         folded = [event for event in events if event.position <= after]
         more = _one_by_one(store, projection, checkpoint, folded)
     return _Step(more, len(events), after, head)
@@ -303,11 +312,14 @@ def drop(store: EventStore, name: str, views: Iterable[str] = ()) -> None:
 
 
 class Follower:
-    """A background thread that keeps asynchronous projections close behind the head."""
+    """A background thread that keeps asynchronous projections close behind the head.
 
-    def __init__(self, store: EventStore, projections: Sequence[Projection]) -> None:
+    `following` says which, anew in each round: what somebody drops must not be built again.
+    """
+
+    def __init__(self, store: EventStore, following: Callable[[], Sequence[Projection]]) -> None:
         self._store = store
-        self._projections = tuple(projections)
+        self._following = following
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._working = threading.Lock()
@@ -354,17 +366,32 @@ class Follower:
     def _follow(self) -> None:
         said: dict[str, str] = {}
         while not self._stopping.is_set():
-            for projection in self._projections:
-                try:
-                    with self._working:
-                        if not self._is_to_rest():
-                            run(self._store, (projection,), retry=False, stopping=self._is_to_rest)
-                except StoreClosed:
-                    return
-                except MaintenanceRunning:
-                    pass  # tried again in a moment
-                except EventStoreError as error:
-                    if said.get(projection.name) != str(error):
-                        _log.warning("projection %s waits: %s", projection.name, error)
-                    said[projection.name] = str(error)
+            name = ""
+            try:
+                for projection in self._following():
+                    name = projection.name
+                    self._follow_one(projection, said)
+            except StoreClosed:
+                return
+            except EventStoreError as error:
+                _say(said, name, error)
             self._stopping.wait(_POLL_S)
+
+    def _follow_one(self, projection: Projection, said: dict[str, str]) -> None:
+        try:
+            with self._working:
+                if not self._is_to_rest():
+                    run(self._store, (projection,), retry=False, stopping=self._is_to_rest)
+        except MaintenanceRunning:
+            pass  # tried again in a moment
+        except StoreClosed:
+            raise
+        except EventStoreError as error:
+            _say(said, projection.name, error)
+
+
+def _say(said: dict[str, str], name: str, error: EventStoreError) -> None:
+    """Once, and not again before it is something else."""
+    if said.get(name) != str(error):
+        _log.warning("projection %s waits: %s", name, error)
+    said[name] = str(error)

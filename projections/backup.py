@@ -26,6 +26,8 @@ from eventstore import (
     put_in_place,
 )
 from eventstore.location import MEMORY, require_file, resolve
+from eventstore.sqlite.files import BESIDE
+from eventstore.sqlite.registry import is_database
 from projections import installed
 from projections.rebuild import Progress
 from projections.verify import Verified, verify
@@ -37,6 +39,7 @@ __all__ = [
     "new_file_beside",
     "private_file",
     "restore",
+    "usable_file",
     "usable_target",
 ]
 
@@ -123,12 +126,18 @@ def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> 
     """The real path of a file that may be written, as a service would find it.
 
     Raises:
-        PathUnusable: it is there and may not be overwritten, or is no file.
+        PathUnusable: it is there and may not be overwritten, it is no file, or what is kept beside
+            a database.
     """
     resolved = require_file(target, "copy to")
-    if resolved == MEMORY:
-        raise PathUnusable(MEMORY, "is no file", "Name a file.")
+    # What is behind these names, /dev/stdout say, is somebody else's.
+    device = resolved.startswith(("/dev/", "/proc/")) and not resolved.startswith("/dev/shm/")  # noqa: S108
+    if resolved == MEMORY or device:
+        raise PathUnusable(resolved, "is no file", "Name a file.")
     path = Path(os.path.realpath(resolved))
+    for ending in BESIDE:
+        if path.name.endswith(ending) and is_database(str(path).removesuffix(ending)):
+            raise PathUnusable(str(path), "belongs to the database beside it", "Name another file.")
     if path.is_dir():
         raise PathUnusable(str(path), "is a directory", "Name a file.")
     if path.exists() and not path.is_file():
@@ -136,6 +145,17 @@ def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> 
     if path.exists() and not overwrite:
         remedy = "Choose another name, or say that it may be replaced (--overwrite)."
         raise PathUnusable(str(path), "exists", remedy)
+    return path
+
+
+def usable_file(target: str | os.PathLike[str] | None, *, overwrite: bool) -> Path:
+    """As `usable_target`, for what is no database: that never replaces one.
+
+    Raises: as `usable_target`.
+    """
+    path = usable_target(target, overwrite=overwrite)
+    if is_database(str(path)):
+        raise PathUnusable(str(path), "is a database", "Name another file.")
     return path
 
 

@@ -45,23 +45,30 @@ class LogPage(NamedTuple):
 
 
 def check_count(what: str, number: object) -> int:
-    """Returns `number` when it is a whole one from 0 on.
+    """Returns `number` when it is a whole one from 0 on that a database can hold.
 
     Raises:
         InvalidInput: it is not.
     """
-    if not isinstance(number, int) or number < 0:
-        raise InvalidInput(f"{what} must be a number from 0 on, not {number!r}.")
+    if not isinstance(number, int) or not 0 <= number < 2**63:
+        raise InvalidInput(f"{what} must be a number from 0 to 2**63 - 1.")
     return number
 
 
 def page_of_session(
-    store: EventStore, key: StreamKey, after_version: int = 0, count: int = PAGE_EVENTS
+    store: EventStore,
+    key: StreamKey,
+    after_version: int = 0,
+    count: int = PAGE_EVENTS,
+    *,
+    stream_id: int | None = None,
 ) -> Sequence[RecordedEvent]:
     """Up to `count` events of a live session behind a version, oldest first. Blocks for one read.
 
+    `stream_id` is that of the events of the page before.
+
     Raises:
-        StreamNotFound: there is no such session.
+        StreamNotFound: there is no such session, or it is another one by now.
         InvalidInput: (a ValueError) a version or count below zero.
         CorruptEvent: an event is not what was written.
     """
@@ -69,7 +76,8 @@ def page_of_session(
     check_count("limit", count)
 
     def function(snapshot: Snapshot) -> Sequence[RecordedEvent]:
-        if (stream := snapshot.find_stream(key)) is None:
+        stream = snapshot.find_stream(key)
+        if stream is None or stream_id not in (None, stream.id):
             raise StreamNotFound(str(key))
         return snapshot.read_page(stream, after_version, count)
 

@@ -83,6 +83,13 @@ def following(store: EventStore, given: Iterable[Projection] = ()) -> tuple[Proj
         store.check(projection)
     names = {projection.name for projection in named}
     registered = store.snapshot(lambda s: s.registered())
+    for projection, (other, row) in product(named, registered.items()):
+        if row.table == projection.table.name and other != projection.name:
+            raise InvalidProjection(
+                projection.name,
+                f"has the table of {other!r}, which the database keeps: give it another, or drop "
+                f"that one first (adk-eventstore projections drop {other})",
+            )
     enabled = [
         projection
         for projection in OPTIONAL

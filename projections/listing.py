@@ -164,7 +164,7 @@ def list_sessions(
     any part of it, whatever its case; `labels` must all be there. `cursor` is that of the page
     before, whose other arguments must be the same; times go on as they were for the first page.
 
-    While others write: no session comes twice. In the order "created" none is missed either; in
+    While others write: in the order "created" each session comes once; in
     the order "updated" one that is written to meanwhile moves to the top, where the list begins.
 
     Raises:
@@ -198,8 +198,11 @@ def _seconds(what: str, value: object) -> float | None:
         if value.tzinfo is None:
             raise InvalidInput(f"{what} has no time zone. Pass one: datetime.now(UTC).")
         return value.timestamp()
-    if value is None or (isinstance(value, int | float) and value == value):
-        return None if value is None else float(value)
+    try:
+        if value is None or (isinstance(value, int | float) and value == value):
+            return None if value is None else float(value)
+    except OverflowError:
+        pass
     raise InvalidInput(f"{what} must be seconds since the epoch, or a datetime, not {value!r}.")
 
 

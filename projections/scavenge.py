@@ -16,6 +16,7 @@ that the tombstone stands as long as any event that wrote such a row.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import uuid
@@ -26,6 +27,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from eventstore import (
+    CorruptEvent,
     Delete,
     DeleteOwner,
     EventStore,
@@ -57,6 +59,8 @@ __all__ = [
     "require_all",
     "scavenge",
 ]
+
+_log = logging.getLogger(__name__)
 
 _STATE: Final = StateProjection()
 _CARRIED_BY_OTHER_MEANS: Final = {_STATE.name, SessionsProjection.name}
@@ -164,8 +168,15 @@ def remove(
     events = carried = sessions = 0
     with transaction.maintenance(why.value):
         for stream in streams:
-            log = transaction.read(stream)
-            for owner, keys in _written_last(transaction, stream, log).items():
+            try:
+                log: Sequence[RecordedEvent] = transaction.read(stream)
+                last = _written_last(transaction, stream, log)
+            except CorruptEvent as error:
+                if others:  # what it did to their rows only the event itself could say
+                    raise
+                _log.warning("removing what is damaged: %s", error)
+                log, last = (), _last_by_rows(transaction, stream)
+            for owner, keys in last.items():
                 carried += _carry_over(transaction, owner, keys)
             # The rows must stand at the head, where they are noted.
             for projection in asynchronous:
@@ -260,6 +271,18 @@ def _written_last(
         row = transaction.row(_STATE, (owner, key))
         if row is not None and row[3] == position:
             values.setdefault(owner, {})[key] = str(row[2])
+    return values
+
+
+def _last_by_rows(transaction: MaintenanceTransaction, stream: Stream) -> dict[int, dict[str, str]]:
+    """As `_written_last`, of a stream with events that cannot be read: as the rows have it."""
+    positions = set(transaction.positions_of([stream]))
+    values: dict[int, dict[str, str]] = {}
+    for owner, key, value, position in transaction.owned_rows(
+        _STATE, [owner for owner in (stream.user_stream_id, stream.app_stream_id) if owner]
+    ):
+        if position in positions:
+            values.setdefault(int(owner), {})[str(key)] = str(value)
     return values
 
 

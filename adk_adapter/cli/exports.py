@@ -8,7 +8,8 @@ from typing import Literal
 
 import click
 
-from projections.backup import new_file_beside, private_file, usable_target
+from eventstore import StreamKey, StreamKind, StreamNotFound
+from projections.backup import new_file_beside, private_file, usable_file
 from projections.cli.base import Command, FilePath, Report, Settings
 from projections.cli.output import printable
 from projections.cli.transfer import moved
@@ -64,7 +65,7 @@ def export_sessions(
         if form != "log":
             if app is None or user is None or session is None:
                 raise click.UsageError(f"--as {form} needs --app, --user and --session.")
-            path = usable_target(target, overwrite=overwrite)
+            path = usable_file(target, overwrite=overwrite)
             content = _for_adk(settings.db, (app, user, session), form)
             if not dry_run:
                 _write(path, content)
@@ -84,11 +85,17 @@ def export_sessions(
 def _for_adk(
     db: str | None, key: tuple[str, str, str], form: Literal["session", "eval-set"]
 ) -> bytes:
+    from adk_adapter._adk import SessionNotFoundError
     from adk_adapter.service import DatabaseSessionService
 
     async def export() -> bytes:
         async with DatabaseSessionService(db) as service:
-            return (await service.session_as(*key, form)).encode()
+            try:
+                return (await service.session_as(*key, form)).encode()
+            except SessionNotFoundError:
+                raise StreamNotFound(
+                    str(StreamKey(StreamKind.SESSION, *key)), "Name another."
+                ) from None
 
     return asyncio.run(export())
 

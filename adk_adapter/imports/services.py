@@ -33,6 +33,8 @@ async def import_from_service(
         if in_memory is None:
             raise ValueError(f"a {report.source} cannot list its apps: pass app_names=[...]")
         app_names = sorted({*in_memory.sessions, *in_memory.app_state, *in_memory.user_state})
+    if isinstance(app_names, str):
+        app_names = (app_names,)
     for app_name in app_names:
         if in_memory is not None:
             await _take(store, _owners_in_memory(in_memory, app_name), report)

@@ -7,14 +7,16 @@ import logging
 import shutil
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from eventstore import _platform
 from eventstore.errors import StoreBusy
 from eventstore.projection import Projection, check_same
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
+from eventstore.sqlite.files import MAGIC
 
-__all__ = ["acquire", "is_open", "lock", "release", "temporary_folders"]
+__all__ = ["acquire", "is_database", "is_open", "lock", "release", "temporary_folders"]
 
 # Keyed by device and inode: two paths may name one file.
 _engines: dict[tuple[int, int], Engine] = {}
@@ -54,6 +56,18 @@ def is_open(path: str) -> bool:
     """Whether this process has an engine on a file, or has not let go of it yet."""
     with lock:
         return _platform.file_identity(path) in _open.values()
+
+
+def is_database(path: str) -> bool:
+    """Whether a file is a database, by how it begins."""
+    with lock:  # to close a descriptor of one that is open would drop its connections' locks
+        if is_open(path):
+            return True
+        try:
+            with Path(path).open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return False
 
 
 def release(engine: Engine) -> None:

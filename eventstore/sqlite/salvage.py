@@ -22,6 +22,7 @@ from eventstore.chain import digest, first_link, next_link
 from eventstore.errors import DatabaseInUse, NotADatabase, PathUnusable, StorageFailed
 from eventstore.events import CONVERSATION_TYPES, RecordedEvent, Stream, StreamKey, StreamKind
 from eventstore.sqlite import registry
+from eventstore.sqlite.files import MAGIC
 from eventstore.sqlite.queries import QUERIES
 from eventstore.sqlite.transaction import WriteTransaction
 
@@ -36,7 +37,6 @@ __all__ = [
     "keep_numbers",
 ]
 
-_MAGIC: Final = b"SQLite format 3\0"
 _USUAL_PAGE_SIZE: Final = 4096
 _LEAF: Final = 0x0D
 _OTHER_PAGES: Final = {0x02, 0x05, 0x0A}
@@ -149,7 +149,7 @@ class _Pages:
                 head = self.read(1)[:100]
             length = Path(path).stat().st_size
             self.count = max(-(-length // self.size), pages, *self._frames, 0)
-            whole = head[:16] == _MAGIC
+            whole = head[:16] == MAGIC
             self.usable = self.size - (head[20] if whole and head[20] <= self.size - 480 else 0)
             # What cannot be read any more was made by this package: with a pointer map.
             self._mapped = not whole or head[52:56] != bytes(4)
@@ -188,7 +188,7 @@ class _Pages:
         return self.read(map_page)[at] not in (_FREE, _OVERFLOW, _LATER_OVERFLOW)
 
     def _page_size(self, head: bytes) -> int:
-        sizes = [int.from_bytes(head[16:18], "big")] if head[:16] == _MAGIC else []
+        sizes = [int.from_bytes(head[16:18], "big")] if head[:16] == MAGIC else []
         if self._wal is not None:
             self._wal.seek(8)
             sizes.append(int.from_bytes(self._wal.read(4), "big"))

@@ -7,6 +7,7 @@ One that follows the log prints as it goes, JSON Lines then, and returns None.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from projections.rebuild import Progress
 
 __all__ = [
     "COULD_NOT_RUN",
+    "COUNT",
     "Command",
     "CommandFailed",
     "FilePath",
@@ -42,6 +44,8 @@ __all__ = [
 ]
 
 COULD_NOT_RUN: Final = 2
+COUNT: Final = click.IntRange(0, 2**63 - 1)
+"""A position, or how many: what a database can hold."""
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _ALWAYS: Final = {
     COULD_NOT_RUN: "could not run: the message says why and what to do; or bad usage",
@@ -219,7 +223,13 @@ class Command(click.Command):
             report: Report | None = super().invoke(ctx)
         if report is None:
             return
-        click.echo(as_json(report.document) if settings.json else "\n".join(report.lines))
+        try:
+            click.echo(as_json(report.document) if settings.json else "\n".join(report.lines))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            said = f"what was done cannot be printed: {error.strerror}"
+            _fail(ctx, type(error).__name__, said, COULD_NOT_RUN)
         ctx.exit(report.exit_code)
 
 
@@ -246,6 +256,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # which need not know every character
+            sys.stdout.reconfigure(errors="backslashreplace")
         ctx.default_map = {name: _inherited(ctx, each) for name, each in self.commands.items()}
         with _told(ctx, ""):
             return super().invoke(ctx)

@@ -7,7 +7,7 @@ import json
 import click
 
 from projections.cli.asked import app_option, user_option
-from projections.cli.base import Command, CommandFailed, Group, Report, Settings
+from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings
 from projections.cli.conversation import as_object, lines_of
 from projections.cli.output import counted, printable
 from projections.history import Filter, tail
@@ -27,7 +27,7 @@ def events_group() -> None:
     example="adk-eventstore events show 42",
     exits={0: "shown"},
 )
-@click.argument("position", type=click.IntRange(min=1))
+@click.argument("position", type=click.IntRange(1, 2**63 - 1))
 @click.pass_obj
 def _show(settings: Settings, position: int) -> Report:
     """Shows the event at a position of the log, its state change and its content.
@@ -70,14 +70,12 @@ def _show(settings: Settings, position: int) -> Report:
 @click.option("--session", "session_id", metavar="ID", help="Only this session.")
 @click.option(
     "--last",
-    type=click.IntRange(min=0),
+    type=COUNT,
     default=10,
     show_default=True,
     help="How many events there are shown first.",
 )
-@click.option(
-    "--after", metavar="POSITION", type=click.IntRange(min=0), help="Begin behind this position."
-)
+@click.option("--after", metavar="POSITION", type=COUNT, help="Begin behind this position.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what any process appends.")
 @click.pass_obj
 def _tail(

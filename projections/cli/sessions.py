@@ -11,7 +11,7 @@ from eventstore import EventStore, RecordedEvent, Row, Snapshot, Stream
 from eventstore.encoding import decode_value
 from projections import listing
 from projections.cli.asked import AGE, app_option, before, find_session, user_option, yes_option
-from projections.cli.base import Command, CommandFailed, Group, Report, Settings, confirm
+from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings, confirm
 from projections.cli.conversation import as_object, as_text, finite, lines_of
 from projections.cli.output import columns, counted, moment, printable, table
 from projections.listing import SessionInfo
@@ -177,7 +177,7 @@ class _KeyShown(NamedTuple):
 @user_option
 @click.option(
     "--last",
-    type=click.IntRange(min=0),
+    type=COUNT,
     default=_SHOWN,
     show_default=True,
     help="How many events are shown.",

@@ -9,8 +9,10 @@ from typing import Final
 
 import click
 
-from projections.anchors import Anchor, read_anchor, write_anchor
+from projections.anchors import Anchor, InvalidAnchor, read_anchor, write_anchor
+from projections.backup import usable_file
 from projections.cli.base import (
+    COUNT,
     Command,
     CommandFailed,
     FilePath,
@@ -45,7 +47,7 @@ _LOG: Final = {"events", "anchor", "file"}
 @click.option(
     "--since",
     metavar="POSITION",
-    type=click.IntRange(min=0),
+    type=COUNT,
     help="Check only the events behind this position and the rows that they touched.",
 )
 @click.option(
@@ -119,7 +121,12 @@ def _read(path: Path) -> Anchor:
 
 
 def _require_writable(path: Path) -> None:
-    """Before the long work, not behind it."""
+    """Before the long work, not behind it. Only an old anchor is replaced."""
+    if usable_file(path, overwrite=True).exists():
+        try:
+            read_anchor(path)
+        except (InvalidAnchor, OSError) as error:
+            raise CommandFailed(f"{path} is there, and is no anchor. Name another file.") from error
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise CommandFailed(f"{path} cannot be written. Choose a folder that you may write to.")
 

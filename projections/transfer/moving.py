@@ -34,7 +34,13 @@ from eventstore import (
 from eventstore.chain import first_link
 from eventstore.location import resolve
 from projections.anchors import Anchor
-from projections.backup import CopyDamaged, new_file_beside, private_file, usable_target
+from projections.backup import (
+    CopyDamaged,
+    new_file_beside,
+    private_file,
+    usable_file,
+    usable_target,
+)
 from projections.kept import KeptKeys
 from projections.rebuild import Progress
 from projections.transfer.portable import BEGINNING, Reader, Writer
@@ -156,7 +162,7 @@ def export_log(
         PathUnusable: the file exists and `overwrite` was not given, or its folder is read-only.
         StorageFailed: the disk is full or failing.
     """
-    path = usable_target(target, overwrite=overwrite)
+    path = usable_file(target, overwrite=overwrite)
     done = Taken(store.path, str(path), part)
     with new_file_beside(path) as copy:
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from adk_adapter import (
     StaleSessionError,
     StoredEvent,
 )
-from eventstore import InvalidInput
-from projections import UsageProjection
+from eventstore import InvalidInput, MaintenanceRunning
+from projections import UsageProjection, retention
 
 
 def said(text: str, **delta: Any) -> Event:
@@ -94,6 +96,54 @@ async def test_events_in_pages(
             await versions(**wrong)
     with pytest.raises(SessionNotFoundError):
         _ = [each async for each in service.iter_events("app", "ada", "none")]
+
+
+async def test_pages_of_a_session_do_not_go_on_in_another_of_its_name(
+    service: DatabaseSessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adk_adapter.service._EVENTS_PER_PAGE", 2)
+
+    async def make() -> None:
+        session = await service.create_session("app", "ada", "s")
+        for n in range(5):
+            await service.append_event(session, said(f"{n}"))
+
+    await make()
+    events = service.iter_events("app", "ada", "s")
+    assert [(await anext(events)).version for _ in range(2)] == [1, 2]
+    await service.delete_session("app", "ada", "s")
+    await make()
+    with pytest.raises(SessionNotFoundError):
+        await anext(events)
+
+
+async def test_a_purge_that_is_cancelled_ends_behind_its_step(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.retention.SESSIONS_PER_TRANSACTION", 1)
+    begun, go_on = threading.Event(), threading.Event()
+    step = retention._purge_step
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        go_on.wait(60)
+        return step(*arguments)
+
+    async with DatabaseSessionService(database) as service:
+        for n in range(5):
+            await service.create_session("app", "ada", f"{n}")
+        monkeypatch.setattr(retention, "_purge_step", slow)
+        task = asyncio.create_task(service.purge(older_than=0))
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        while True:  # until the maintenance that nobody waits for is over
+            with suppress(MaintenanceRunning):
+                assert (await service.verify()).clean
+                break
+        assert len((await service.list_sessions("app")).sessions) == 4
 
 
 async def test_the_log_as_it_grows(service: DatabaseSessionService, target: str) -> None:

@@ -745,3 +745,15 @@ async def test_a_key_that_cannot_be_stored_is_left_out_whatever_its_value(
     loaded = await service.get_session("app", "u", "odd")
     assert loaded is not None
     assert loaded.state == {"good": 1}
+
+
+async def test_one_app_may_be_named_by_itself_and_our_own_service_is_no_source(
+    service: DatabaseSessionService, tmp_path: Path
+) -> None:
+    old = InMemorySessionService()
+    await old.create_session(app_name="app", user_id="u", session_id="s")
+    (report,) = await service.import_from(old, app_names="app")
+    assert report.sessions == 1
+    async with DatabaseSessionService(tmp_path / "other.db") as other:
+        with pytest.raises(ValueError, match="copy"):
+            await service.import_from(other, app_names=["app"])

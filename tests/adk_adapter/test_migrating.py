@@ -264,3 +264,17 @@ async def test_whatever_is_done_first_with_an_old_session_finds_it(
 
 async def test_an_old_session_as_a_file(service: MigratingSessionService) -> None:
     assert json.loads(await service.session_as("app", "ada", "1"))["id"] == "1"
+
+
+async def test_a_user_is_erased_once_the_old_service_has_none(
+    service: MigratingSessionService, old: BaseSessionService, tmp_path: Path
+) -> None:
+    done = await service.export(tmp_path / "x.jsonl", "app", "ada", "1")
+    assert done.events == 3
+    for app_name in ("app", None):
+        with pytest.raises(ValueError, match="old service"):
+            await service.erase_user("ada", app_name)
+    for session_id in ("1", "2"):
+        await old.delete_session(app_name="app", user_id="ada", session_id=session_id)
+    assert (await service.erase_user("ada")).sessions == 1
+    assert await service.get_session("app", "ada", "1") is None

@@ -241,3 +241,31 @@ def test_what_needs_no_adk_imports_none(db: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, *words, "--db", str(db)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_export_never_replaces_a_database_or_what_is_beside_one(
+    db: Path, tmp_path: Path
+) -> None:
+    before = db.read_bytes()
+    words = ("--app", "shop", "--user", "ada", "--session", "first", "--db", db)
+    (tmp_path / "precious.txt").write_text("precious")
+    for target in (db, f"{db}-wal", f"{db}-gate", f"{db}-maintenance", "/dev/stdout"):
+        for more in ([], ["--as", "session", *words[:-2]]):
+            done = invoke("export", target, "--db", db, "--overwrite", *more)
+            assert (done.exit_code, "Name a" in done.stderr) == (2, True), target
+        done = invoke("verify", "--db", db, "--anchor", target)
+        assert (done.exit_code, "Name a" in done.stderr) == (2, True), target
+    assert invoke("backup", f"{db}-wal", "--db", db, "--overwrite").exit_code == 2
+    done = invoke("verify", "--db", db, "--anchor", tmp_path / "precious.txt")
+    assert (done.exit_code, "no anchor" in done.stderr) == (2, True)
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+    assert db.read_bytes() == before
+    for _ in range(2):  # an old anchor is replaced
+        assert invoke("verify", "--db", db, "--anchor", tmp_path / "anchor").exit_code == 0
+
+
+def test_a_session_that_is_not_there_as_a_file(db: Path, tmp_path: Path) -> None:
+    words = ("--app", "shop", "--user", "ada", "--session", "none", "--db", db)
+    done = invoke("export", tmp_path / "x", "--as", "session", *words)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "'none'" in done.stderr

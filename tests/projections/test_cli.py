@@ -28,7 +28,7 @@ from eventstore import Cursor, EventStore, EventType, StreamNotFound, open_store
 from eventstore.chain import digest
 from eventstore.records import link_of
 from eventstore.sqlite.queries import migrations
-from projections import BUILT_IN, scavenge
+from projections import BUILT_IN, scavenge, set_title
 from projections.cli import rebuild_projections
 from projections.cli.progress import _Pace
 from projections.transfer import Part, export_log
@@ -924,3 +924,47 @@ def test_a_text_file_is_not_migrated(tmp_path: Path) -> None:
 
 def test_new_commands_are_added_in_one_place() -> None:
     assert {command.name for command in COMMANDS} == set(main.commands)
+
+
+@pytest.mark.parametrize(
+    "words", [("events", "tail", "--last"), ("events", "tail", "--after"), ("events", "show")]
+)
+def test_numbers_that_no_database_has(words: tuple[str, ...], tmp_path: Path) -> None:
+    open_store(tmp_path / "a.db", BUILT_IN).close()
+    done = invoke(*words, 10**20, "--db", tmp_path / "a.db")
+    assert (done.exit_code, "is not in the range" in done.stderr) == (2, True)
+
+
+def test_output_that_cannot_be_printed(tmp_path: Path) -> None:
+    db = tmp_path / "a.db"
+    with closing(open_store(db, BUILT_IN)) as store:
+        asyncio.run(_describe(store, "\u8336"))
+    listed = [sys.executable, "-m", "projections.cli", "sessions", "list", "--db", str(db)]
+    narrow = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(listed, env=narrow, capture_output=True, text=True)
+    assert (done.returncode, "\\u8336" in done.stdout) == (0, True)
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(listed, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "cannot be printed" in done.stderr
+
+
+async def _describe(store: EventStore, title: str) -> None:
+    await store.create(session("s"), created())
+    await asyncio.to_thread(set_title, store, session("s"), title)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there such a folder cannot be removed")
+def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    code = (
+        "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); sys.argv[1:] = ['doctor']; "
+        "from projections.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "gone")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert "working directory that is gone" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

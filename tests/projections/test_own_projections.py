@@ -50,6 +50,7 @@ from projections import (
     BUILT_IN,
     Follower,
     Status,
+    UsageProjection,
     asynchronous,
     rebuild,
     rebuild_scope,
@@ -58,6 +59,8 @@ from projections import (
     status,
     verify,
 )
+from projections.asynchronous import drop
+from projections.installed import following
 from projections.rebuild import Scope
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
@@ -254,6 +257,21 @@ class Words(Projection):
         if event.type == EventType.ADK_EVENT:
             for word in event.payload()["text"].split():
                 yield Add((event.stream.user_stream_id, word), {"times": 1})
+
+
+class Renamed(Words):
+    """The same table under another name."""
+
+    name = "renamed"
+
+
+class Wider(Words):
+    """Another table, and no other version."""
+
+    table = Words.table._replace(columns={"times": "integer", "last": "integer"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        yield Put((event.stream.user_stream_id, "w"), (1, event.position))
 
 
 class Poisoned(Words):
@@ -480,7 +498,7 @@ def test_the_background_says_once_why_it_waits(
 
     monkeypatch.setattr(asynchronous, "run", fail)
     monkeypatch.setattr(asynchronous, "_POLL_S", 0.01)
-    follower = Follower(store, (Words(), Poisoned()))
+    follower = Follower(store, lambda: (Words(), Poisoned()))
     follower.ensure_running()
     until(lambda: len(rounds) > 5)
     follower.stop()
@@ -790,3 +808,41 @@ def test_the_first_one_on_the_page(tmp_path: Path) -> None:
         await service.close()
 
     asyncio.run(converse())
+
+
+async def test_a_table_belongs_to_one_projection(target: str) -> None:
+    async with DatabaseSessionService(target, projections=[Words()]) as service:
+        await service.create_session("app", "ada", "s")
+    with closing(open_store(target, BUILT_IN)) as store:
+        run(store, (Words(),))
+        with pytest.raises(InvalidProjection, match=r"has the table of 'words'.*drop words"):
+            following(store, (Renamed(),))
+    with pytest.raises(InvalidProjection, match="table of 'words'"):
+        DatabaseSessionService(target, projections=[Renamed()])
+
+
+def test_a_table_that_was_changed_without_its_version_is_named(target: str) -> None:
+    with closing(open_store(target, BUILT_IN)) as store:
+        run(store, (Words(),))
+
+        async def write() -> None:
+            await store.create(session("s"), created())
+
+        asyncio.run(write())
+        with pytest.raises(ProjectionMissing, match="Raise its version"):
+            run(store, (Wider(),))
+
+
+async def test_what_was_dropped_beside_a_service_stays_away(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "_POLL_S", 0.01)
+    with closing(open_store(target, BUILT_IN)) as store:
+        run(store, (UsageProjection(),))
+        async with DatabaseSessionService(target, projections=[Words()]) as service:
+            await service.create_session("app", "ada", "s")
+            until(lambda: {each.lag for each in status(store)} == {0})
+            drop(store, "usage", {name for each in UsageProjection.views.values() for name in each})
+            await service.create_session("app", "ada", "t")
+            until(lambda: {each.lag for each in status(store)} == {0})
+            assert "usage" not in {each.projection for each in status(store)}

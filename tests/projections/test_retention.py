@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from eventstore import (
+    CorruptEvent,
     Cursor,
     EventStore,
     EventType,
     InvalidInput,
     MaintenanceRunning,
     ProjectionMissing,
+    Window,
     open_store,
 )
 from projections import (
@@ -48,6 +50,7 @@ from tests.projections.logs import (
     INLINE,
     acknowledgements,
     assert_nothing_is_lost,
+    attack,
     query,
     rows,
     write,
@@ -524,3 +527,36 @@ def test_killed_in_the_middle_beside_a_service(what: str, database: Path) -> Non
         else:
             assert_nothing_is_lost(database, store)
         assert verify(store, BUILT_IN).clean
+
+
+def test_damage_does_not_keep_a_user_from_being_erased(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill(store, session("a", "ada"), session("b", "ada"), session("c", "eve"))
+        attack(database, "UPDATE events SET data = '{}' WHERE stream_id = 3 AND version = 3")
+        with pytest.raises(CorruptEvent):
+            asyncio.run(_load(store, session("a", "ada")))
+        before = rows(store)["state"]
+        done = erase_user(store, BUILT_IN, user_id="ada")
+        assert (done.sessions, done.gone) == (2, True)
+        # The app's key, which the damaged session wrote last or not, is as it was.
+        app = [row[:3] for row in before if row[0] == 1]
+        assert app
+        assert [row[:3] for row in rows(store)["state"] if row[0] == 1] == app
+        assert verify(store, BUILT_IN).clean
+        rebuild(store, BUILT_IN)
+        assert [row[:3] for row in rows(store)["state"] if row[0] == 1] == app
+
+
+def test_what_a_damaged_session_wrote_last_outlives_it(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        fill(store, session("a", "ada"))
+        attack(database, "UPDATE events SET data = '{}' WHERE stream_id = 3 AND version = 3")
+        expected = [row[:3] for row in rows(store)["state"] if row[0] in (1, 2)]
+        delete_session(store, session("a", "ada"))
+        assert vacuum(store, BUILT_IN).sessions == 1
+        assert [row[:3] for row in rows(store)["state"]] == expected
+        assert verify(store, BUILT_IN).clean
+
+
+async def _load(store: EventStore, key: Any) -> Any:
+    return await store.load(key, Window(), lambda loaded: loaded.events)
