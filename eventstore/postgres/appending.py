@@ -29,6 +29,7 @@ from eventstore.errors import (
     ProjectionMissing,
     SchemaTooNew,
     ServerUnavailable,
+    StoreBusy,
     StreamExists,
     StreamNotFound,
     WrongExpectedVersion,
@@ -133,6 +134,8 @@ class Writer:
         self._own = 0
         self._prepared: dict[str, bytes] | None = None
         self._committing = False
+        self._waited_for_all = False
+        """Whether the lock that was waited for in vain is one of all, and not of some requests."""
         self._wide: set[str] = set()
         """Scopes whose rows projections change also when the delta does not name them."""
         self._beside: set[StreamKey] = set()
@@ -141,7 +144,9 @@ class Writer:
         """Since when it waits for the server, on the monotonic clock."""
         self.observer: Observer | None = None
 
-    def commit(self, group: Sequence[Write[Any]]) -> list[Write[Any]]:
+    def commit(
+        self, group: Sequence[Write[Any]], patience_s: float | None = None
+    ) -> list[Write[Any]]:
         """Commits requests together, or, when one spoils the transaction, each by itself.
 
         Delivers every outcome, exactly once, but for those of the requests that it returns: these
@@ -149,22 +154,19 @@ class Writer:
         """
         try:
             with self._waiting():
-                return self._commit(group, self._patience_s)
+                patience_s = _PATIENCE_S if patience_s is None else patience_s
+                return self._commit(group, min(patience_s, self._address.lock_timeout_s))
         finally:
             self._beside.clear()
-
-    @property
-    def _patience_s(self) -> float:
-        return min(_PATIENCE_S, self._address.lock_timeout_s)
 
     def _commit(
         self, group: Sequence[Write[Any]], patience_s: float, *, pipelined: bool = True
     ) -> list[Write[Any]]:
-        tries = 0
+        tries = losses = 0
         while True:
             plan: _Plan | None = None
             try:
-                self._committing = executed = False
+                self._committing = executed = self._waited_for_all = False
                 connection = self._ready()
                 executed = True
                 plan = self._decide(connection, group, patience_s, pipelined=pipelined)
@@ -178,6 +180,12 @@ class Writer:
                 if lost and self._committing and plan is not None:
                     if self._find_out(plan, group, error):
                         return []
+                    losses += 1
+                    group = self._fail_late(group, error, _RECONNECT_S)
+                    if losses > 1 and len(group) > 1:  # the server may not take it as it is
+                        return self._each(group)
+                    if not group:
+                        return []
                 elif lost:
                     group = self._fail_late(group, error, _RECONNECT_S)
                     if not group:
@@ -187,7 +195,7 @@ class Writer:
                     if self.observer is not None:
                         self.observer.waited(patience_s)
                     group = self._fail_late(group, error, self._address.lock_timeout_s)
-                    if not group or _is_of_a_row(error):
+                    if not group or not self._waited_for_all:
                         return self._each(group)
                 elif state in _RETRIED_STATES and tries < _RETRIES:
                     tries += 1
@@ -224,6 +232,12 @@ class Writer:
                 aside.add(request.key)
         return left
 
+    def fail_late(self, group: Sequence[Write[Any]]) -> list[Write[Any]]:
+        """Fails the requests whose locks did not come in time; returns the others."""
+        waited_s = self._address.lock_timeout_s
+        busy = StoreBusy(self._address.shown, waited_s, "another transaction")
+        return self._fail_late(group, busy, waited_s)
+
     def _fail_late(
         self, group: Sequence[Write[Any]], error: Exception, patience_s: float
     ) -> list[Write[Any]]:
@@ -251,6 +265,9 @@ class Writer:
     def _ready(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._connector.open()
+            # A server that crashed, or another one, need not have them any more.
+            self._codec_ids = {"": 0}
+            self._codecs.clear()
             self._own = self._locks.random()
             self._prepared = None if self._connection.prepare_threshold is None else {}
         return self._connection
@@ -298,28 +315,36 @@ class Writer:
         creates = [request for request in writes if request.kind is Kind.CREATE]
         nonces = {request.key: os.urandom(16) for request in creates}
         timeouts = f"{patience_s * 1000:.0f}ms", self._statement_timeout
-        with self._waiting(), self._trip(connection, pipelined=pipelined) as trip:
+        asked = ""
+        try:
+            with self._waiting(), self._trip(connection, pipelined=pipelined) as trip:
 
-            def run(name: str, *parameters: Any) -> Any:
-                return trip.execute(self._q[name], parameters, binary=True)
+                def run(name: str, *parameters: Any) -> Any:
+                    nonlocal asked
+                    asked = self._q[name]
+                    return trip.execute(asked, parameters, binary=True)
 
-            trip.execute(_BEGIN)
-            run(
-                "begin_write",
-                *timeouts,
-                any(request.full for request in group),
-                self._locks.appending,
-                self._own,
-                self._locks.bounds,
-            )
-            state = run("schema_state")
-            if creates:
-                run("ensure_apps", *_new_apps(creates))
-                run("ensure_users", *_new_users(creates))
-            locked = run("lock_streams", *_key_columns(self._keys_to_lock(writes)))
-            opened = run("open_streams", *_new_sessions(creates, nonces)) if creates else None
-            found = run("find_events", *_event_ids(writes))
-            drawn = run("draw_positions", len(writes))
+                trip.execute(_BEGIN)
+                run(
+                    "begin_write",
+                    *timeouts,
+                    any(request.full for request in group),
+                    self._locks.appending,
+                    self._own,
+                    self._locks.bounds,
+                )
+                state = run("schema_state")
+                if creates:
+                    run("ensure_apps", *_new_apps(creates))
+                    run("ensure_users", *_new_users(creates))
+                locked = run("lock_streams", *_key_columns(self._keys_to_lock(writes)))
+                opened = run("open_streams", *_new_sessions(creates, nonces)) if creates else None
+                found = run("find_events", *_event_ids(writes))
+                drawn = run("draw_positions", len(writes))
+        except psycopg.Error:
+            failed = trip.failed if isinstance(trip, Trip) else asked
+            self._waited_for_all = failed == self._q["begin_write"]
+            raise
         self._check_state(state.fetchone())
         heads = {stream.key: stream for stream in map(stream_of, locked.fetchall())}
         new = {} if opened is None else {s.key: s for s in map(stream_of, opened.fetchall())}
@@ -332,8 +357,8 @@ class Writer:
                 plan.results[request] = self._plan(connection, plan, request, new, nonces)
             except _Wider:
                 raise
-            except Exception as error:
-                if is_lost(error, connection) or isinstance(error, psycopg.Error):
+            except BaseException as error:  # whatever a projection or a merge raises is its own
+                if isinstance(error, psycopg.Error) or is_lost(error, connection):
                     raise
                 request.fail(error)
         return plan
@@ -346,9 +371,14 @@ class Writer:
         needed = {request.event.codec for request in writes if request.event is not None}
         if needed <= self._codec_ids.keys():
             return
+        connection.execute(_BEGIN)
+        timeouts = f"{self._address.lock_timeout_s * 1000:.0f}ms", self._statement_timeout
+        connection.execute(self._q["set_timeouts"], timeouts)
         for fingerprint in sorted(needed - self._codec_ids.keys()):
             connection.execute(self._q["insert_codec"], (fingerprint,))
-        for number, fingerprint in connection.execute(self._q["codecs"]).fetchall():
+        known = connection.execute(self._q["codecs"]).fetchall()
+        connection.execute("COMMIT")
+        for number, fingerprint in known:
             self._codec_ids[fingerprint] = number
             self._codecs[number] = fingerprint
 
@@ -647,7 +677,8 @@ class Writer:
                     connection.execute(self._q["take_lock"], (own,))
                     event = sealed.event
                     found = connection.execute(
-                        self._q["has_event"], (event.stream.id, event.event_id)
+                        self._q["has_event"],
+                        (event.stream.id, event.event_id, event.position),
                     ).fetchone()
                     # A commit that was cut off while it waited for a replica is there for readers,
                     # and gone behind a failover. This one writes, so it waits for all before it.
@@ -673,11 +704,6 @@ class Writer:
                 for name, table in self._tables.items()
             }
             plan.results[request] = Loaded(stream, rows, ())
-
-
-def _is_of_a_row(error: Exception) -> bool:
-    """Whether a lock that was waited for in vain is one of some requests, not one of all."""
-    return isinstance(error, psycopg.Error) and bool(error.diag.context)
 
 
 def _new_apps(creates: Iterable[Write[Any]]) -> tuple[Any, ...]:

@@ -84,6 +84,8 @@ class Connector:
             connection: Connection = psycopg.connect(
                 url,
                 autocommit=True,
+                # Whatever a role's settings or the environment say.
+                client_encoding="utf8",
                 cursor_factory=psycopg.RawCursor,
                 # Which is shown to whoever finds maintenance under way.
                 fallback_application_name=f"adk-eventstore process {os.getpid()}",

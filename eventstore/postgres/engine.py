@@ -67,6 +67,11 @@ _READ_AGAIN_S: Final = 5.0
 """How long a read that lost its connection is tried again."""
 _READ_PAUSE_S: Final = 0.05
 _ASIDE_S: Final = 0.1
+_ASIDE_PATIENCE_S: Final = 0.01
+"""How long the others wait for the locks of a request that stepped aside, once in `_ASIDE_S`."""
+_ALONE_PATIENCE_S: Final = 0.2
+_ALONE_PAUSE_S: Final = 0.05
+"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
 """After which those are tried again that could not have their locks."""
 _WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
@@ -74,6 +79,9 @@ _GRACE_S: Final = 15.0
 
 _SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAINTENANCE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_NO_IDLE_TIMEOUT: Final = "SET LOCAL idle_in_transaction_session_timeout = 0"
+_TRANSACTION_TIMEOUT: Final = 170_000
+"""From which version on a server has one."""
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +124,10 @@ class Engine:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._stopping = False
+        self._maintainer = threading.local()
+        """Which backend holds the lock of maintenance that this thread is at."""
+        self._ended = False
+        """Whether all threads have ended but the watchdog, which watches over them until then."""
         self._broken: BaseException | None = None
         self._line = Line()
         self._observer: Observer | None = None
@@ -157,8 +169,11 @@ class Engine:
             ProjectionMissing: they are not.
         """
         if self._for_rebuild:
-            with self._lent() as connection:
-                check_schema(connection, self.address, self.projections, for_rebuild=False)
+            try:
+                with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
+                    check_schema(connection, self.address, self.projections, for_rebuild=False)
+            except psycopg.Error as error:
+                raise translate(self.address, error) from error
             self._for_rebuild = False
 
     def _expected(self) -> tuple[int, str | None]:
@@ -209,7 +224,9 @@ class Engine:
         for thread in self._readers:
             thread.join()
         self._write.close()
-        with self._lock:
+        with self._wake:
+            self._ended = True
+            self._wake.notify_all()
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
@@ -287,21 +304,42 @@ class Engine:
             with self._answering(self._settled) as (connection, (settled, tables)):
                 if whole:
                     with self._lent() as holder:
-                        holder.execute(_MAINTENANCE)
-                        holder.execute(self._q["set_timeouts"], self._timeouts)
-                        holder.execute(self._q["take_lock"], (self.locks.appending,))
+                        self._begin_alone(holder)
                         self._begin_snapshot(connection, tables)
                         connection.execute("SELECT 1")
                         holder.execute("COMMIT")
                     settled = 2**63 - 1
                 else:
                     self._begin_snapshot(connection, tables)
+                connection.execute(_NO_IDLE_TIMEOUT)
                 reading = ReadTransaction(connection, self.address.schema, self._codecs, settled)
                 result = function(reading)
                 reading.finish()
                 return result
         except psycopg.Error as error:
             raise translate(self.address, error) from error
+
+    def _begin_alone(self, connection: Connection) -> None:
+        """Begins a transaction beside which nobody appends.
+
+        Asked for a moment at a time: while it waits for one that writes, which may be frozen, all
+        others wait behind it.
+        """
+        deadline = time.monotonic() + self.address.lock_timeout_s
+        patience = f"{min(_ALONE_PATIENCE_S, self.address.lock_timeout_s) * 1000:.0f}ms"
+        while True:
+            connection.execute(_MAINTENANCE)
+            try:
+                connection.execute(
+                    self._q["begin_maintenance_write"],
+                    (patience, self._timeouts[1], self.locks.appending),
+                )
+                return
+            except psycopg.errors.LockNotAvailable:
+                connection.execute("ROLLBACK")
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_ALONE_PAUSE_S)
 
     def _begin_snapshot(self, connection: Connection, tables: str) -> None:
         """Begins a snapshot, which the first statement takes that is a query.
@@ -336,13 +374,12 @@ class Engine:
         committing: Connection | None = None
         try:
             with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
-                connection.execute(_MAINTENANCE)
                 if beside_writers:
-                    connection.execute(self._q["set_timeouts"], self._timeouts)
+                    connection.execute(_MAINTENANCE)
                 else:
-                    connection.execute(
-                        self._q["begin_maintenance_write"], (*self._timeouts, self.locks.appending)
-                    )
+                    self._begin_alone(connection)
+                connection.execute(self._q["set_timeouts"], self._timeouts)
+                connection.execute(_NO_IDLE_TIMEOUT)
                 connection.execute(self._q["prefer_indexes"])
                 transaction = MaintenanceTransaction(
                     connection, self.address.schema, self._codecs, self.tables
@@ -354,6 +391,7 @@ class Engine:
                     raise StorageFailed(
                         self.address.shown, "the function went on behind an error of the server"
                     )
+                self._require_lock(connection)
                 committing = connection
                 connection.execute("COMMIT")
                 return result
@@ -369,7 +407,9 @@ class Engine:
         try:
             with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
                 connection.execute(_MAINTENANCE)
-                connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                connection.execute(_NO_IDLE_TIMEOUT)
+                if connection.info.server_version >= _TRANSACTION_TIMEOUT:
+                    connection.execute("SET LOCAL transaction_timeout = 0")
                 taken = connection.execute(
                     self._q["try_lock"], (self.locks.maintaining,)
                 ).fetchone()
@@ -377,10 +417,32 @@ class Engine:
                     raise MaintenanceRunning(
                         self.address.shown, operation, self._holder(connection)
                     )
-                yield
+                own = connection.execute("SELECT pg_backend_pid()").fetchone()
+                self._maintainer.pid = own and own[0]
+                try:
+                    yield
+                finally:
+                    self._maintainer.pid = None
                 connection.execute("COMMIT")
         except psycopg.Error as error:
             raise translate(self.address, error) from error
+
+    def _require_lock(self, connection: Connection) -> None:
+        """What this thread does under the lock of maintenance counts only while it has it.
+
+        Raises:
+            ServerUnavailable: the connection that holds it was lost; others may be at it by now.
+        """
+        pid = getattr(self._maintainer, "pid", None)
+        if pid is None:
+            return
+        held = connection.execute(self._q["holds"], (self.locks.maintaining, pid)).fetchone()
+        if held is None:
+            raise ServerUnavailable(
+                self.address.shown,
+                "lost the connection that kept other maintenance off",
+                "Run it again.",
+            )
 
     def _holder(self, connection: Connection) -> str:
         row = connection.execute(self._q["who_holds"], (self.locks.maintaining,)).fetchone()
@@ -435,6 +497,8 @@ class Engine:
 
     def _write_loop(self) -> None:
         group: list[Write[Any]] = []
+        aside: Write[Any] | None = None
+        aside_at = 0.0
         try:
             while self._wait_for_work():
                 with self._lock:
@@ -445,10 +509,16 @@ class Engine:
                     self._crowd = len(group) + len(self._line)
                     self._took_s = time.monotonic() - began
                 with self._lock:
-                    aside = self._line.take_aside()
-                if aside is not None:
-                    group = [aside]
-                    self._commit(group)
+                    group = self._line.take_late(time.monotonic() - self.address.lock_timeout_s)
+                self._write.fail_late(group)
+                group = []
+                if time.monotonic() - aside_at >= _ASIDE_S:
+                    with self._lock:
+                        aside = self._line.take_aside()
+                    if aside is not None:
+                        group = [aside]
+                        self._commit(group, _ASIDE_PATIENCE_S)
+                    aside_at = time.monotonic()
                 with self._lock:
                     group = self._line.take_barriers()
                 self._commit(group)
@@ -460,6 +530,7 @@ class Engine:
             for request in stranded:
                 request.fail(self._defect(error))
             settle(stranded)
+            self._write.close()  # with a transaction that is open, others would wait for its locks
             raise
 
     def _wait_for_work(self) -> bool:
@@ -476,11 +547,11 @@ class Engine:
             )
             return bool(self._line) or self._line.has_aside
 
-    def _commit(self, group: Sequence[Write[Any]]) -> None:
+    def _commit(self, group: Sequence[Write[Any]], patience_s: float | None = None) -> None:
         writes = [request for request in group if request.kind is not Kind.BARRIER]
         if writes:
             began = time.monotonic()
-            left = self._write.commit(writes)
+            left = self._write.commit(writes, patience_s)
             if left:
                 with self._lock:
                     self._line.step_aside(left)
@@ -549,8 +620,8 @@ class Engine:
         patience = self.address.lock_timeout_s + self.address.statement_timeout_s + _GRACE_S
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping, timeout=_WATCH_S)
-                if self._stopping:
+                self._wake.wait_for(lambda: self._ended, timeout=_WATCH_S)
+                if self._ended:
                     return
                 late = time.monotonic() - patience
                 silent = [c for c, since in self._reading.items() if since < late]

@@ -8,12 +8,15 @@ time is up.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from eventstore.events import StreamKey
 from eventstore.postgres.requests import Kind, Write
 
 __all__ = ["Line"]
+
+_BYTES_MAX: Final = 16 * 1024 * 1024
+"""How much of content is committed together: a statement of a gigabyte no server takes."""
 
 
 class Line:
@@ -41,8 +44,12 @@ class Line:
         """The next requests that can be done together, and are not to step aside."""
         group: list[Write[Any]] = []
         kinds: dict[StreamKey, Kind] = {}
+        size = 0
         while self._waiting and len(group) < count:
             request = self._waiting[0]
+            size += request.size
+            if group and size > _BYTES_MAX:
+                break
             key = request.key
             if key is None:
                 if self._aside:
@@ -76,6 +83,17 @@ class Line:
                 del self._aside[key]
             return request
         return None
+
+    def take_late(self, before: float) -> list[Write[Any]]:
+        """Those that stepped aside and were submitted before a time of the monotonic clock."""
+        late = [r for each in self._aside.values() for r in each if r.submitted_at <= before]
+        for key in {request.key for request in late if request.key is not None}:
+            left = deque(r for r in self._aside[key] if r.submitted_at > before)
+            if left:
+                self._aside[key] = left
+            else:
+                del self._aside[key]
+        return late
 
     def take_barriers(self) -> list[Write[Any]]:
         """The barriers before which nothing is left to be done."""

@@ -48,6 +48,11 @@ SELECT pg_advisory_xact_lock($1);
 -- name: try_lock
 SELECT pg_try_advisory_xact_lock($1);
 
+-- name: holds
+SELECT 1 FROM pg_locks AS l
+WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid = $2
+      AND (l.classid::bigint << 32 | l.objid::bigint) = $1;
+
 -- name: who_holds
 SELECT a.application_name, coalesce(host(a.client_addr), 'the host of the server')
 FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
@@ -179,8 +184,9 @@ FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::boolean[]
      AS n (id, version, conversation_version, chain, live)
 WHERE s.id = n.id;
 
+-- Of one transaction: nobody else can have this position, while others may have the same event.
 -- name: has_event
-SELECT 1 FROM {s}.events WHERE stream_id = $1 AND event_id = $2;
+SELECT 1 FROM {s}.events WHERE stream_id = $1 AND event_id = $2 AND position = $3;
 
 -- Writes a lock into a row and so into the write-ahead log, for a commit that is to wait for it.
 -- name: confirm

@@ -51,6 +51,12 @@ class Write(Request[T]):
         self.merge = merge
         self.full = full
 
+    @property
+    def size(self) -> int:
+        """Bytes of content."""
+        event = self.event
+        return 0 if event is None else len(event.delta or b"") + len(event.data or b"")
+
 
 class Read(Request[T]):
     """A function of one snapshot, which may be executed twice."""

@@ -60,13 +60,13 @@ def table(projection: Projection, schema: str) -> ProjectionTable:
 def fits(connection: Connection, schema: str, projection: Projection) -> bool:
     """Whether a projection's table is there, with the columns and types it needs."""
     columns = connection.execute(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a "
+        "SELECT a.attname, a.atttypid::bigint FROM pg_attribute AS a "
         "WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
         (f'{schema}."{projection.table.name}"',),
     ).fetchall()
-    names = {"integer": "bigint", "real": "double precision", "text": "text"}
+    types = {"integer": 20, "real": 701, "text": 25}  # bigint, double precision, text
     wanted = {**projection.table.key, **projection.table.columns}
-    return {name: names[kind] for name, kind in wanted.items()}.items() <= dict(columns).items()
+    return {name: types[kind] for name, kind in wanted.items()}.items() <= dict(columns).items()
 
 
 def make(connection: Connection, schema: str, projection: Projection) -> None:

@@ -61,6 +61,8 @@ class Trip:
         self._connection = connection
         self._prepared = prepared
         self._asked: list[tuple[str, list[int], list[bytes], Answer]] = []
+        self.failed: str | None = None
+        """The SQL of the statement whose error the block raised."""
 
     def execute(
         self,
@@ -113,7 +115,8 @@ class Trip:
         for sql, name, asked in expected:
             result = self._next()
             if result.status not in _FINE:
-                failed = failed or result
+                if failed is None:
+                    failed, self.failed = result, sql
             elif asked is None:
                 assert self._prepared is not None
                 self._prepared[sql] = name

@@ -210,7 +210,10 @@ class Engine:
                     self._readers = [
                         _start(f"reader-{n}", reader.run) for n, reader in enumerate(self._read)
                     ]
-                if here is None or any(reader.busy for reader in self._read):
+                # Beside a thread that reads, a loop is slower at it than another one; where all are
+                # at something, which may be long, it is not.
+                busy = sum(reader.busy for reader in self._read)
+                if here is None or 0 < busy < READERS:
                     self._reads.put(request)
                     return False
                 at_once = self._step_soon(here)

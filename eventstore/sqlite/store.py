@@ -137,7 +137,7 @@ class SqliteEventStore:
                     raise
                 return stored
             transaction.moved[cursor] = (stream.id, recorded.version)
-            written.append(stream)
+            written.append(recorded.stream)
             return Appended(stream.id, recorded.version, missed)
 
         return self._running().future(
@@ -170,9 +170,7 @@ class SqliteEventStore:
             written.clear()
             if (stream := transaction.find_stream(key)) is None:
                 return False
-            transaction.append(stream, event)
-            transaction.close_stream(stream)
-            written.append(stream)
+            written.append(transaction.end(stream, event))
             return True
 
         return self._running().future(self._write(function, written, event))
@@ -287,8 +285,11 @@ class SqliteEventStore:
         try:
             if not lock.acquire(blocking=False):
                 raise MaintenanceRunning(self._path, operation, lock.holder())
-            lock.sign()
-            yield
+            try:
+                lock.sign()
+                yield
+            finally:
+                lock.release()  # which closing does not do where a forked child has it open too
         finally:
             lock.close()
 
@@ -412,7 +413,7 @@ class SqliteEventStore:
         size = len(event.delta or b"") + len(event.data or b"")
         return Write(
             function,
-            find=partial(_is_written, written, event),
+            find=partial(_is_written, written),
             full=self._full,
             brief=not long and size <= _BRIEF_BYTES,
             on_outcome=on_outcome,
@@ -457,13 +458,15 @@ def _events(
     return conversation(transaction.read(stream))
 
 
-def _is_written(written: Sequence[Stream], event: NewEvent, transaction: ReadTransaction) -> bool:
+def _is_written(written: Sequence[Stream], transaction: ReadTransaction) -> bool:
     """Whether what a request wrote is in the log.
 
-    `written` names the stream it wrote to, in its last attempt. A request that wrote nothing (its
-    event was there before, there was nothing to delete) proves nothing about a commit.
+    `written` is the stream it wrote to, in its last attempt, as it then was. By its link, for the
+    very event may be there by another hand, which says nothing of the others of the transaction. A
+    request that wrote nothing (its event was there before, there was nothing to delete) proves
+    nothing about a commit.
     """
-    return any(transaction.has_event(stream, event) for stream in written)
+    return any(transaction.link_at(s.id, s.version) == s.chain for s in written)
 
 
 def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> int | None:

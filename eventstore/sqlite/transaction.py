@@ -485,10 +485,6 @@ class ReadTransaction(Reads):
         rows = {name: table.count(self.connection) for name, table in self.tables.items()}
         return {**rows, "events": events, "head": head}
 
-    def has_event(self, stream: Stream, event: NewEvent) -> bool:
-        """Whether the stream holds an event with this one's id."""
-        return self.version_of(stream, event.event_id) is not None
-
     def version_of(self, stream: Stream, event_id: str) -> int | None:
         """The version at which a stream holds an event with this id; None when it does not."""
         row = self._one("find_event", stream.id, event_id)

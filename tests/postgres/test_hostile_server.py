@@ -1,0 +1,238 @@
+"""Servers, roles and neighbours that are not as one would wish."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from eventstore import (
+    Change,
+    Cursor,
+    EventStore,
+    Projection,
+    RecordedEvent,
+    StoreBusy,
+    Table,
+    Window,
+    open_store,
+)
+from projections import BUILT_IN, rebuild, verify
+from tests.conftest import Place
+from tests.eventstore.events import created, new_event, session
+from tests.places import query
+from tests.postgres.network import relay
+from tests.postgres.server import execute
+
+
+async def make(store: EventStore, *names: str) -> list[Cursor]:
+    made = [await store.create(session(name), created()) for name in names]
+    return [Cursor(loaded.stream.id, 1) for loaded in made]
+
+
+def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+def waiting(place: Place, what: str) -> int:
+    """How many wait for a lock while they execute such a statement."""
+    sql = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        f"AND query LIKE '%{place.schema}.{what}%'"
+    )
+    return int(execute(place.url, sql)[0][0])
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_whatever_encoding_a_role_or_the_environment_asks_for(
+    postgres: Place, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", encoding)
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        (cursor,) = await make(store, "ü")
+        await store.append(session("ü"), new_event(data={"t": "Grüße ☕"}), cursor)
+    monkeypatch.undo()
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        assert verify(store, BUILT_IN).clean
+        events = await store.load(session("ü"), Window(), lambda loaded: list(loaded.events))
+        assert events is not None
+        assert events[-1].payload() == {"t": "Grüße ☕"}
+
+
+async def test_a_codec_that_a_server_lost_is_written_again(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        (cursor,) = await make(store, "s")
+        await store.append(session("s"), new_event(), cursor)
+        # As a server that crashed, with commits that did not wait for its disk.
+        query(
+            postgres.target,
+            "UPDATE events SET codec = 0 WHERE false",
+            "DELETE FROM codecs WHERE id > 0",
+        )
+        query(postgres.target, "INSERT INTO codecs (id, fingerprint) VALUES (99, 'models 1')")
+        execute(
+            postgres.url,
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'adk-eventstore%'",
+        )
+        await store.append(session("s"), new_event(), cursor)
+        assert query(postgres.target, "SELECT codec FROM events ORDER BY position")[-1] == (99,)
+
+
+async def test_a_role_whose_transactions_read_by_default(postgres: Place) -> None:
+    open_store(postgres.target, BUILT_IN).close()
+    url = f"{postgres.target}&options=-c%20default_transaction_read_only%3Don"
+    with closing(open_store(url, BUILT_IN)) as store:
+        (cursor,) = await make(store, "s")
+        await asyncio.wait_for(store.append(session("s"), new_event(), cursor), 15)
+        rebuild(store, BUILT_IN)
+        assert verify(store, BUILT_IN).clean
+
+
+class Leaves(Projection):
+    """Raises what no code of a projection should."""
+
+    name = "leaves"
+    version = 1
+    table = Table("leaves", key={"stream_id": "integer"}, columns={"n": "integer"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        if event.author == "leaves":
+            raise asyncio.CancelledError
+        return ()
+
+
+async def test_whatever_a_projection_raises_fails_its_own_request(target: str) -> None:
+    with closing(open_store(target, (*BUILT_IN, Leaves()))) as store:
+        one, two = await make(store, "1", "2")
+        bad = msgspec.structs.replace(new_event(), author="leaves")
+        with pytest.raises(BaseException) as raised:  # noqa: PT011 - whatever it is
+            await store.append(session("1"), bad, one)
+        assert not isinstance(raised.value, AssertionError)
+        await asyncio.wait_for(store.append(session("2"), new_event(), two), 30)
+        await asyncio.wait_for(store.append(session("1"), new_event(), one), 30)
+
+
+async def test_a_row_that_somebody_queues_for_keeps_no_other_session_waiting(
+    postgres: Place,
+) -> None:
+    """The second of two that wait for a row waits for something else: for its turn."""
+    row = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'stuck' FOR UPDATE"
+    with closing(open_store(f"{postgres.target}&lock_timeout=60", BUILT_IN)) as store:
+        stuck, other = await make(store, "stuck", "other")
+        with (
+            psycopg.connect(postgres.url) as holder,
+            psycopg.connect(postgres.url) as second,
+        ):
+            holder.execute(row.encode())
+            queue = threading.Thread(target=second.execute, args=(row.encode(),))
+            queue.start()
+            await asyncio.to_thread(until, partial(waiting, postgres, "streams"))
+            waits = store.append(session("stuck"), new_event(), stuck)
+            for _ in range(5):
+                await asyncio.wait_for(store.append(session("other"), new_event(), other), 30)
+            assert not waits.done()
+            holder.rollback()
+            await asyncio.to_thread(queue.join)
+            second.rollback()
+        await asyncio.wait_for(waits, 60)
+
+
+async def test_what_steps_aside_is_refused_in_time(postgres: Place) -> None:
+    row = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'stuck' FOR UPDATE"
+    with closing(open_store(f"{postgres.target}&lock_timeout=2", BUILT_IN)) as store:
+        stuck, other = await make(store, "stuck", "other")
+        with psycopg.connect(postgres.url) as holder:
+            holder.execute(row.encode())
+            began = time.monotonic()
+            waits = [store.append(session("stuck"), new_event(), stuck) for _ in range(60)]
+            for _ in range(20):
+                await store.append(session("other"), new_event(), other)
+            assert not any(each.done() for each in waits[20:])  # the others did not wait for them
+            told = await asyncio.gather(*waits, return_exceptions=True)
+            assert {type(error) for error in told} == {StoreBusy}
+            # One after the other they would have waited for half a minute.
+            assert time.monotonic() - began < 20
+
+
+async def test_a_frozen_writer_and_maintenance_do_not_stop_the_others(postgres: Place) -> None:
+    with (
+        closing(open_store(postgres.target, BUILT_IN)) as store,
+        closing(open_store(f"{postgres.target}&application_name=x", BUILT_IN)) as other,
+    ):
+        (cursor,) = await make(store, "s")
+        engine: Any = store._engine  # type: ignore[attr-defined]
+        with psycopg.connect(postgres.url) as frozen:
+            frozen.execute("SELECT pg_advisory_xact_lock_shared(%s)", (engine.locks.appending,))
+            alone = threading.Thread(target=lambda: other.transact(lambda _: None))
+            alone.start()
+            await asyncio.to_thread(until, partial(_somebody_waits, postgres))
+            for _ in range(5):
+                await asyncio.wait_for(store.append(session("s"), new_event(), cursor), 15)
+            assert alone.is_alive()
+        await asyncio.to_thread(alone.join)
+
+
+def _somebody_waits(postgres: Place) -> bool:
+    locks = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return bool(query(postgres.target, locks))
+
+
+async def test_closing_beside_a_silent_server_ends(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.engine._WATCH_S", 0.05)
+    monkeypatch.setattr("eventstore.postgres.engine._GRACE_S", 1.0)
+    monkeypatch.setattr("eventstore.postgres.engine._READ_AGAIN_S", 0.2)
+    monkeypatch.setattr("eventstore.postgres.appending._RECONNECT_S", 0.2)
+    with relay(postgres.url) as way:
+        options = "&statement_timeout=2&lock_timeout=2&connect_timeout=3"
+        store = open_store(way.url(postgres.target) + options, BUILT_IN)
+        (cursor,) = await make(store, "s")
+        way.silence()
+        calls = [
+            store.append(session("s"), new_event(), cursor),
+            store.load_rows(session("s"), "sessions"),
+        ]
+        await asyncio.wait_for(asyncio.to_thread(store.close), 60)
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(each, Exception) for each in told)
+
+
+async def test_a_group_that_a_server_does_not_take_is_not_sent_for_ever(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it ends the connection at a second event in a group, as at one that is too large."""
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        one, two, three = await make(store, "1", "2", "3")
+        engine: Any = store._engine  # type: ignore[attr-defined]
+        carry_out = engine._write._execute
+
+        def refuse(connection: Any, plan: Any, group: Any, **options: Any) -> None:
+            if len(plan.events) > 1:
+                execute(
+                    postgres.url,
+                    f"SELECT pg_terminate_backend({connection.info.backend_pid}, 10000)",
+                )
+            carry_out(connection, plan, group, **options)
+
+        monkeypatch.setattr(engine._write, "_execute", refuse)
+        with psycopg.connect(postgres.url) as holder:
+            holder.execute("SELECT pg_advisory_xact_lock(%s)", (engine.locks.appending,))
+            before = store.append(session("3"), new_event(), three)
+            await asyncio.to_thread(until, partial(_somebody_waits, postgres))
+            futures = [
+                store.append(session("1"), new_event(), one),
+                store.append(session("2"), new_event(), two),
+            ]
+        await asyncio.wait_for(asyncio.gather(before, *futures), 60)
+        assert verify(store, BUILT_IN).clean
