@@ -20,6 +20,8 @@ from eventstore.projection import Projection, check_same
 __all__ = ["acquire", "lock", "release"]
 
 _engines: dict[tuple[Address, Connect | None], Engine] = {}
+_making: dict[tuple[Address, Connect | None], threading.Lock] = {}
+"""Held while the engine of a key is being made."""
 _inherited: Final[list[Connection]] = []
 """In a forked child: the parent's. Never let go: to close one would end the parent's session."""
 lock = threading.RLock()
@@ -41,10 +43,19 @@ def acquire(
     Raises:
         StoreUnusable, ProjectionMissing: see eventstore.errors.
     """
+    key = (address, connect)
     with lock:
-        engine = _engines.get((address, connect))
-        if engine is None or engine.broken:
-            engine = _engines[address, connect] = Engine(
+        making = _making.setdefault(key, threading.Lock())
+    # Connecting may take long, and then nobody may wait who wants another engine, or to fork.
+    with making:
+        with lock:
+            engine = _engines.get(key)
+            if engine is None or engine.broken:
+                engine = None
+            else:
+                engine.users += 1
+        if engine is None:
+            engine = Engine(
                 Connector(address, connect),
                 projections,
                 for_rebuild=for_rebuild,
@@ -52,15 +63,17 @@ def acquire(
                 create_schema=create_schema,
                 partitions=partitions,
             )
-        engine.users += 1
-        try:
-            check_same(engine.address.shown, engine.projections, projections)
-            if not for_rebuild:
-                engine.require_projections()
-        except BaseException:
-            release(engine)
-            raise
-        return engine
+            engine.users = 1
+            with lock:
+                _engines[key] = engine
+    try:
+        check_same(engine.address.shown, engine.projections, projections)
+        if not for_rebuild:
+            engine.require_projections()
+    except BaseException:
+        release(engine)
+        raise
+    return engine
 
 
 def release(engine: Engine) -> None:
@@ -103,6 +116,7 @@ def _after_fork_in_child() -> None:
             with suppress(OSError, psycopg.Error):
                 os.close(connection.fileno())
     _engines.clear()
+    _making.clear()
     lock.release()
 
 

@@ -294,11 +294,15 @@ class PostgresEventStore:
         if self._closed:
             raise StoreClosed(self.path)
         if self._engine.abandoned:
+            engine = self._acquire()
             with registry.lock:
-                if self._engine.abandoned:
-                    self._engine = self._acquire()
-                    if self._observer is not None:
-                        self._engine.observe(self._observer)
+                first = self._engine.abandoned
+                if first:
+                    self._engine = engine
+            if not first:  # another thread was faster
+                registry.release(engine)
+            elif self._observer is not None:
+                engine.observe(self._observer)
         return self._engine
 
 

@@ -20,6 +20,7 @@ from eventstore import (
     EventStore,
     Projection,
     RecordedEvent,
+    ServerUnavailable,
     StoreBusy,
     Table,
     Window,
@@ -73,12 +74,8 @@ async def test_a_codec_that_a_server_lost_is_written_again(postgres: Place) -> N
         (cursor,) = await make(store, "s")
         await store.append(session("s"), new_event(), cursor)
         # As a server that crashed, with commits that did not wait for its disk.
-        query(
-            postgres.target,
-            "UPDATE events SET codec = 0 WHERE false",
-            "DELETE FROM codecs WHERE id > 0",
-        )
-        query(postgres.target, "INSERT INTO codecs (id, fingerprint) VALUES (99, 'models 1')")
+        query(postgres.target, "DELETE FROM codecs WHERE id > 0")
+        query(postgres.target, "INSERT INTO codecs (id, fingerprint) VALUES (99, 'test')")
         execute(
             postgres.url,
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
@@ -236,3 +233,22 @@ async def test_a_group_that_a_server_does_not_take_is_not_sent_for_ever(
             ]
         await asyncio.wait_for(asyncio.gather(before, *futures), 60)
         assert verify(store, BUILT_IN).clean
+
+
+def test_an_opening_that_hangs_keeps_no_other_store_waiting(postgres: Place) -> None:
+    healthy = open_store(postgres.target, BUILT_IN)
+    with relay(postgres.url) as way:
+        way.silence()
+        url = f"{way.url(postgres.target)}&connect_timeout=10"
+        opening = threading.Thread(target=_fails_to_open, args=(url,))
+        opening.start()
+        until(lambda: way._pairs)
+        healthy.close()
+        assert opening.is_alive()
+        way.cut(down=True)
+        opening.join()
+
+
+def _fails_to_open(url: str) -> None:
+    with pytest.raises(ServerUnavailable):
+        open_store(url, BUILT_IN)
