@@ -508,8 +508,13 @@ class Engine:
         Most of the time is the disk's, which is to have the WAL before the file. Another thread
         waits for that first, and has this called once more: until then everybody writes on.
         """
+        if self._stopping:
+            return  # where the interpreter ends no thread can be started, and closing does it all
         if self._syncer is None:
-            self._syncer = _start("syncer", self._sync_wal)
+            try:
+                self._syncer = _start("syncer", self._sync_wal)
+            except RuntimeError as error:  # there are too many: tried again behind other commits
+                _log.warning("%s: no checkpoint: %s", self.path, error)
         elif self._synced:
             # Emptying it waits for readers, and then nobody may wait for that.
             size = _platform.file_size(f"{self.path}-wal")
