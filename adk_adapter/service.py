@@ -101,7 +101,7 @@ from projections.state import state_by_owner
 from projections.stats import Stats, measure
 from projections.transfer import Part, Taken, export_log
 
-__all__ = ["DatabaseSessionService"]
+__all__ = ["DatabaseSessionService", "session_key"]
 
 _EVENTS_PER_PAGE: Final = 200
 _UNREAD_MAX: Final = 1_000

@@ -43,6 +43,7 @@ __all__ = [
     "prepare_path",
     "recognise",
     "translate",
+    "translate_copy",
 ]
 
 _log = logging.getLogger(__name__)
