@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from eventstore.errors import NotOnThisDatabase, PathUnusable
 
 __all__ = [
+    "DATABASE_COMPANIONS",
     "DEFAULT_PATH",
     "ENVIRONMENT_VARIABLE",
     "MEMORY",
@@ -24,6 +25,8 @@ __all__ = [
 
 ENVIRONMENT_VARIABLE: Final = "ADK_SESSION_DB"
 DEFAULT_PATH: Final = "data_science/db/adk.sqlite3"
+DATABASE_COMPANIONS: Final = ("-wal", "-shm", "-journal", "-turn", "-gate", "-maintenance")
+"""How the names of the files end that are kept beside a database: SQLite's own, then our locks."""
 MEMORY: Final = ":memory:"
 """A private temporary file, gone when the store is closed."""
 

@@ -39,6 +39,7 @@ __all__ = [
     "Window",
     "copy_file",
     "examine",
+    "is_database",
     "open_store",
     "pending_migrations",
     "put_in_place",
@@ -705,6 +706,13 @@ def examine(
     from eventstore.sqlite.examination import examine as examine_file
 
     return examine_file(path, projections, others, whole=whole)
+
+
+def is_database(path: str) -> bool:
+    """Whether a file is a database of SQLite's, by how it begins."""
+    from eventstore.sqlite.registry import is_database as is_one
+
+    return is_one(path)
 
 
 def copy_file(source: str | os.PathLike[str], target: str) -> None:

@@ -22,12 +22,11 @@ from eventstore import (
     Projection,
     StorageFailed,
     copy_file,
+    is_database,
     open_store,
     put_in_place,
 )
-from eventstore.location import MEMORY, require_file, resolve
-from eventstore.sqlite.files import BESIDE
-from eventstore.sqlite.registry import is_database
+from eventstore.location import DATABASE_COMPANIONS, MEMORY, require_file, resolve
 from projections import installed
 from projections.rebuild import Progress
 from projections.verify import Verified, verify
@@ -135,7 +134,7 @@ def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> 
     if resolved == MEMORY or device:
         raise PathUnusable(resolved, "is no file", "Name a file.")
     path = Path(os.path.realpath(resolved))
-    for ending in BESIDE:
+    for ending in DATABASE_COMPANIONS:
         if path.name.endswith(ending) and is_database(str(path).removesuffix(ending)):
             raise PathUnusable(str(path), "belongs to the database beside it", "Name another file.")
     if path.is_dir():

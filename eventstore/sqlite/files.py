@@ -14,7 +14,7 @@ from eventstore.errors import DatabaseInUse, PathUnusable, StoreBusy
 from eventstore.sqlite.database import BUSY_TIMEOUT_S, translate, translate_copy
 from eventstore.sqlite.gate import Gate
 
-__all__ = ["BESIDE", "MAGIC", "copy_file", "put_in_place"]
+__all__ = ["MAGIC", "copy_file", "put_in_place"]
 
 _PAGES_PER_STEP: Final = 1_000
 _GATE_WAIT_S: Final = 5.0
@@ -22,8 +22,6 @@ _LOCK_WAIT_S: Final = 1.0
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database, and would take for the companions of another file that got
 the name: it would write what they hold into it."""
-BESIDE: Final = (*_COMPANIONS, "-turn", "-gate", "-maintenance")
-"""How the names of all that is kept beside a database end."""
 MAGIC: Final = b"SQLite format 3\0"
 
 
