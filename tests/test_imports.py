@@ -79,3 +79,13 @@ def test_modules_list_what_they_offer(module: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     }
     assert defined <= offered, defined - offered
+
+
+def test_importing_the_service_loads_no_backend() -> None:
+    """One that is not used would only take time, and that of a server need not be installed."""
+    code = (
+        "import sys; from adk_adapter import DatabaseSessionService; "
+        "print([name for name in sys.modules if 'eventstore.sqlite' in name or 'psycopg' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
