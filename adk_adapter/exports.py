@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from google.adk.sessions import Session
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from adk_adapter.codec import merge_scopes
-from eventstore import EventStoreError, EventType, RecordedEvent
+from eventstore import EventStoreError, EventType, RecordedEvent, ValueNotStorable
 from eventstore.encoding import decode
 
 __all__ = ["EvaluationMissing", "Form", "as_eval_set", "as_session_file", "initial_state"]
@@ -29,9 +31,12 @@ class EvaluationMissing(EventStoreError):
 
 
 def as_session_file(session: Session) -> str:
-    """A session as `adk run --save_session` writes it."""
-    plain = Session.model_validate(session.model_dump())
-    return plain.model_dump_json(indent=2, exclude_none=True, by_alias=True) + "\n"
+    """A session as `adk run --save_session` writes it.
+
+    Raises:
+        ValueNotStorable: ADK's JSON cannot hold it.
+    """
+    return _text(session, Session.model_validate(session.model_dump()))
 
 
 def as_eval_set(session: Session, state: Mapping[str, Any]) -> str:
@@ -41,6 +46,7 @@ def as_eval_set(session: Session, state: Mapping[str, Any]) -> str:
 
     Raises:
         EvaluationMissing: this ADK is installed without what its evaluation needs.
+        ValueNotStorable: ADK's JSON cannot hold it.
     """
     try:  # it imports half of ADK
         from google.adk.evaluation.eval_case import EvalCase, SessionInput
@@ -60,7 +66,14 @@ def as_eval_set(session: Session, state: Mapping[str, Any]) -> str:
     made = EvalSet(
         eval_set_id=session.id, name=session.id, eval_cases=[case], creation_timestamp=began_at
     )
-    return made.model_dump_json(indent=2, exclude_none=True, by_alias=True) + "\n"
+    return _text(session, made)
+
+
+def _text(session: Session, model: BaseModel) -> str:
+    try:
+        return model.model_dump_json(indent=2, exclude_none=True, by_alias=True) + "\n"
+    except PydanticSerializationError:  # a lone surrogate, which ADK could not read either
+        raise ValueNotStorable(f"session {session.id!r}", "ADK's JSON cannot hold it") from None
 
 
 def initial_state(events: Sequence[RecordedEvent]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_PATH",
     "ENVIRONMENT_VARIABLE",
     "MEMORY",
+    "SQLITE_COMPANIONS",
     "is_server",
     "require_file",
     "resolve",
@@ -25,8 +26,10 @@ __all__ = [
 
 ENVIRONMENT_VARIABLE: Final = "ADK_SESSION_DB"
 DEFAULT_PATH: Final = "data_science/db/adk.sqlite3"
-DATABASE_COMPANIONS: Final = ("-wal", "-shm", "-journal", "-turn", "-gate", "-maintenance")
-"""How the names of the files end that are kept beside a database: SQLite's own, then our locks."""
+SQLITE_COMPANIONS: Final = ("-wal", "-shm", "-journal")
+"""How the names of the files end that SQLite keeps beside a database."""
+DATABASE_COMPANIONS: Final = (*SQLITE_COMPANIONS, "-turn", "-gate", "-maintenance")
+"""And those of our locks."""
 MEMORY: Final = ":memory:"
 """A private temporary file, gone when the store is closed."""
 

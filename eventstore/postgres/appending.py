@@ -232,11 +232,10 @@ class Writer:
                 aside.add(request.key)
         return left
 
-    def fail_late(self, group: Sequence[Write[Any]]) -> list[Write[Any]]:
-        """Fails the requests whose locks did not come in time; returns the others."""
+    def refuse(self, requests: Sequence[Write[Any]]) -> None:
+        """Fails requests that somebody else has kept from their locks for too long."""
         waited_s = self._address.lock_timeout_s
-        busy = StoreBusy(self._address.shown, waited_s, "another transaction")
-        return self._fail_late(group, busy, waited_s)
+        self._fail(requests, StoreBusy(self._address.shown, waited_s, "another transaction"))
 
     def _fail_late(
         self, group: Sequence[Write[Any]], error: Exception, patience_s: float
@@ -315,14 +314,11 @@ class Writer:
         creates = [request for request in writes if request.kind is Kind.CREATE]
         nonces = {request.key: os.urandom(16) for request in creates}
         timeouts = f"{patience_s * 1000:.0f}ms", self._statement_timeout
-        asked = ""
         try:
             with self._waiting(), self._trip(connection, pipelined=pipelined) as trip:
 
                 def run(name: str, *parameters: Any) -> Any:
-                    nonlocal asked
-                    asked = self._q[name]
-                    return trip.execute(asked, parameters, binary=True)
+                    return trip.execute(self._q[name], parameters, binary=True)
 
                 trip.execute(_BEGIN)
                 run(
@@ -342,8 +338,8 @@ class Writer:
                 found = run("find_events", *_event_ids(writes))
                 drawn = run("draw_positions", len(writes))
         except psycopg.Error:
-            failed = trip.failed if isinstance(trip, Trip) else asked
-            self._waited_for_all = failed == self._q["begin_write"]
+            # One that is executed by itself steps aside in any case.
+            self._waited_for_all = isinstance(trip, Trip) and trip.failed == self._q["begin_write"]
             raise
         self._check_state(state.fetchone())
         heads = {stream.key: stream for stream in map(stream_of, locked.fetchall())}

@@ -67,12 +67,12 @@ _READ_AGAIN_S: Final = 5.0
 """How long a read that lost its connection is tried again."""
 _READ_PAUSE_S: Final = 0.05
 _ASIDE_S: Final = 0.1
-_ASIDE_PATIENCE_S: Final = 0.01
-"""How long the others wait for the locks of a request that stepped aside, once in `_ASIDE_S`."""
-_ALONE_PATIENCE_S: Final = 0.2
-_ALONE_PAUSE_S: Final = 0.05
-"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
 """After which those are tried again that could not have their locks."""
+_ASIDE_PATIENCE_S: Final = 0.01
+"""How long the others wait for the locks of one of these."""
+_ALONE_PATIENCE_S: Final = 0.2
+"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
+_ALONE_PAUSE_S: Final = 0.05
 _WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
 """How long after its own timeouts a server that says nothing is given up."""
@@ -378,9 +378,7 @@ class Engine:
                     connection.execute(_MAINTENANCE)
                 else:
                     self._begin_alone(connection)
-                connection.execute(self._q["set_timeouts"], self._timeouts)
-                connection.execute(_NO_IDLE_TIMEOUT)
-                connection.execute(self._q["prefer_indexes"])
+                connection.execute(self._q["maintenance_settings"], self._timeouts)
                 transaction = MaintenanceTransaction(
                     connection, self.address.schema, self._codecs, self.tables
                 )
@@ -510,7 +508,7 @@ class Engine:
                     self._took_s = time.monotonic() - began
                 with self._lock:
                     group = self._line.take_late(time.monotonic() - self.address.lock_timeout_s)
-                self._write.fail_late(group)
+                self._write.refuse(group)
                 group = []
                 if time.monotonic() - aside_at >= _ASIDE_S:
                     with self._lock:

@@ -28,8 +28,11 @@ SELECT set_config('lock_timeout', $1, true),
        pg_advisory_xact_lock($3);
 
 -- As in `begin_write`. In a long transaction the server does not even hear how large its tables are.
--- name: prefer_indexes
-SELECT set_config('enable_seqscan', 'off', true),
+-- name: maintenance_settings
+SELECT set_config('lock_timeout', $1, true),
+       set_config('statement_timeout', $2, true),
+       set_config('idle_in_transaction_session_timeout', '0', true),
+       set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true),
        set_config('jit', 'off', true);

@@ -266,9 +266,11 @@ class ReadTransaction(Reads):
         return [recorded(stream, row, codecs) for row in rows]
 
     def _codecs_of(self, ids: Iterable[int]) -> Mapping[int, str]:
-        if not self._codecs.keys() >= set(ids):
-            self._codecs.update(self._all("codecs"))
-        return self._codecs
+        known = dict(self._codecs)  # a connection that is opened anew clears what all share
+        if not known.keys() >= set(ids):
+            known = dict(self._all("codecs"))
+            self._codecs.update(known)
+        return known
 
     def head(self) -> int:
         """The position of the last event behind which nothing is missing, 0 in an empty log."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from eventstore import _platform
 from eventstore.errors import DatabaseInUse, PathUnusable, StoreBusy
+from eventstore.location import SQLITE_COMPANIONS
 from eventstore.sqlite.database import BUSY_TIMEOUT_S, translate, translate_copy
 from eventstore.sqlite.gate import Gate
 
@@ -19,9 +20,6 @@ __all__ = ["MAGIC", "copy_file", "put_in_place"]
 _PAGES_PER_STEP: Final = 1_000
 _GATE_WAIT_S: Final = 5.0
 _LOCK_WAIT_S: Final = 1.0
-_COMPANIONS: Final = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database, and would take for the companions of another file that got
-the name: it would write what they hold into it."""
 MAGIC: Final = b"SQLite format 3\0"
 
 
@@ -77,7 +75,8 @@ def put_in_place(copy: str, path: str) -> None:
 
 
 def _move(copy: str, path: str) -> None:
-    for companion in _COMPANIONS:
+    # SQLite would take them for those of the file that gets the name, and write what they hold.
+    for companion in SQLITE_COMPANIONS:
         Path(f"{path}{companion}").unlink(missing_ok=True)
     Path(copy).replace(path)
     with suppress(OSError):  # Windows cannot open a folder

@@ -354,7 +354,7 @@ class ReadTransaction(Reads):
             streams.append(self._said(fact, last, positions, deltas))
         if b"".join([sha256(delta).digest() for delta in read]) != (row[3] or b""):
             return None
-        wholes = self.read_positions(others) if others else ()
+        wholes = self.read_positions(others)
         return Deltas(after, upto, events, streams, wholes)
 
     def _said(

@@ -218,6 +218,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Runs the function and prints its report."""
         settings = _settings(ctx)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # which need not know every character
+            sys.stdout.reconfigure(errors="backslashreplace")
         with _told(ctx, self.interrupted), _interruptible():
             ctx.obj = settings
             report: Report | None = super().invoke(ctx)
@@ -256,8 +258,6 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # which need not know every character
-            sys.stdout.reconfigure(errors="backslashreplace")
         ctx.default_map = {name: _inherited(ctx, each) for name, each in self.commands.items()}
         with _told(ctx, ""):
             return super().invoke(ctx)

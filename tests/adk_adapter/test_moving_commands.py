@@ -269,3 +269,10 @@ def test_a_session_that_is_not_there_as_a_file(db: Path, tmp_path: Path) -> None
     done = invoke("export", tmp_path / "x", "--as", "session", *words)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "'none'" in done.stderr
+
+
+async def test_a_session_that_adks_json_cannot_hold_as_a_file(tmp_path: Path) -> None:
+    async with DatabaseSessionService(tmp_path / "a.db") as service:
+        await service.create_session("app", "ada", "odd", {"k": "\ud800"})
+        with pytest.raises(ValueError, match="session 'odd'"):
+            await service.session_as("app", "ada", "odd")

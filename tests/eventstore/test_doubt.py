@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,12 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventstore import Cursor, EventStore, ServerUnavailable, open_store
+from eventstore import Cursor, EventStore, open_store
 from projections import BUILT_IN, verify
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
 from tests.places import query
 from tests.postgres.server import execute
+from tests.postgres.test_order import somebody_waits, until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -133,84 +130,3 @@ async def test_nor_does_it_on_a_server(postgres: Place, monkeypatch: pytest.Monk
         assert [(await each).version for each in futures] == [2, 2]
         assert len(cut) == 2
         assert_are_stored(store, postgres.target)
-
-
-def somebody_waits(postgres: Place) -> bool:
-    locks = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return bool(query(postgres.target, locks))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_does_not_keep_the_lock_of_maintenance(database: Path) -> None:
-    code = """
-import os, sys, threading
-from eventstore import MaintenanceRunning, open_store
-from projections import BUILT_IN
-store = open_store(sys.argv[1], BUILT_IN)
-reading, writing = os.pipe()
-with store.maintaining("one"):
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        os.read(reading, 1)  # until the parent has ended
-        os._exit(0)
-with store.maintaining("two"):
-    print("taken")
-os.close(writing)
-os.waitpid(child, 0)
-store.close()
-"""
-    command = [sys.executable, "-W", "ignore", "-c", code, str(database)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert (done.stdout, done.stderr) == ("taken\n", "")
-
-
-async def test_snapshots_that_take_long_do_not_keep_loads_waiting(database: Path) -> None:
-    with closing(open_store(database, BUILT_IN)) as store:
-        await cursors(store, "1")
-        begun, go_on = threading.Barrier(3), threading.Event()
-
-        def long(_: Any) -> None:
-            begun.wait(60)
-            go_on.wait(60)
-
-        threads = [threading.Thread(target=store.snapshot, args=(long,)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        await asyncio.to_thread(begun.wait, 60)
-        try:
-            loaded = store.load_rows(session("1"), "sessions")
-            assert len(await asyncio.wait_for(loaded, 30)) == 1
-        finally:
-            go_on.set()
-            for thread in threads:
-                thread.join()
-
-
-def test_maintenance_that_lost_its_lock_changes_nothing_more(postgres: Place) -> None:
-    def note() -> None:
-        store.transact(lambda t: t.append(t.ensure_system_stream(), new_event()))
-
-    def lose_it_and_go_on() -> None:
-        with store.maintaining("test"):
-            execute(
-                postgres.url,
-                "SELECT pg_terminate_backend(l.pid, 10000) "
-                "FROM pg_locks AS l JOIN pg_stat_activity USING (pid) "
-                "WHERE locktype = 'advisory' AND state = 'idle in transaction'",
-            )
-            note()
-
-    with closing(open_store(postgres.target, BUILT_IN)) as store:
-        asyncio.run(cursors(store, "1"))
-        with pytest.raises(ServerUnavailable, match=r"kept other maintenance off\. Run it again"):
-            lose_it_and_go_on()
-        assert store.stats()["events"] == 1
-        with store.maintaining("test"):
-            note()
-        assert store.stats()["events"] == 2

@@ -1040,3 +1040,50 @@ def test_a_file_is_open_until_it_was_let_go(database: Path, tmp_path: Path) -> N
     request.join()
     closing_it.join()
     recover(database, tmp_path / "saved.db", BUILT_IN)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_does_not_keep_the_lock_of_maintenance(database: Path) -> None:
+    code = """
+import os, sys, threading
+from eventstore import MaintenanceRunning, open_store
+from projections import BUILT_IN
+store = open_store(sys.argv[1], BUILT_IN)
+reading, writing = os.pipe()
+with store.maintaining("one"):
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent has ended
+        os._exit(0)
+with store.maintaining("two"):
+    print("taken")
+os.close(writing)
+os.waitpid(child, 0)
+store.close()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(database)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("taken\n", "")
+
+
+async def test_snapshots_that_take_long_do_not_keep_loads_waiting(database: Path) -> None:
+    with closing(open_store(database, BUILT_IN)) as store:
+        await _create(store)
+        begun, go_on = threading.Barrier(3), threading.Event()
+
+        def long(_: object) -> None:
+            begun.wait(60)
+            go_on.wait(60)
+
+        threads = [threading.Thread(target=store.snapshot, args=(long,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        await asyncio.to_thread(begun.wait, 60)
+        try:
+            loaded = store.load_rows(SESSION, "sessions")
+            assert len(await asyncio.wait_for(loaded, 30)) == 1
+        finally:
+            go_on.set()
+            for thread in threads:
+                thread.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -32,25 +32,12 @@ from tests.eventstore.events import created, new_event, session
 from tests.places import query
 from tests.postgres.network import relay
 from tests.postgres.server import execute
+from tests.postgres.test_order import somebody_waits, until, waiting
 
 
 async def make(store: EventStore, *names: str) -> list[Cursor]:
     made = [await store.create(session(name), created()) for name in names]
     return [Cursor(loaded.stream.id, 1) for loaded in made]
-
-
-def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-def waiting(place: Place, what: str) -> int:
-    """How many wait for a lock while they execute such a statement."""
-    sql = (
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-        f"AND query LIKE '%{place.schema}.{what}%'"
-    )
-    return int(execute(place.url, sql)[0][0])
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
@@ -172,16 +159,11 @@ async def test_a_frozen_writer_and_maintenance_do_not_stop_the_others(postgres: 
             frozen.execute("SELECT pg_advisory_xact_lock_shared(%s)", (engine.locks.appending,))
             alone = threading.Thread(target=lambda: other.transact(lambda _: None))
             alone.start()
-            await asyncio.to_thread(until, partial(_somebody_waits, postgres))
+            await asyncio.to_thread(until, partial(somebody_waits, postgres))
             for _ in range(5):
                 await asyncio.wait_for(store.append(session("s"), new_event(), cursor), 15)
             assert alone.is_alive()
         await asyncio.to_thread(alone.join)
-
-
-def _somebody_waits(postgres: Place) -> bool:
-    locks = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return bool(query(postgres.target, locks))
 
 
 async def test_closing_beside_a_silent_server_ends(
@@ -226,7 +208,7 @@ async def test_a_group_that_a_server_does_not_take_is_not_sent_for_ever(
         with psycopg.connect(postgres.url) as holder:
             holder.execute("SELECT pg_advisory_xact_lock(%s)", (engine.locks.appending,))
             before = store.append(session("3"), new_event(), three)
-            await asyncio.to_thread(until, partial(_somebody_waits, postgres))
+            await asyncio.to_thread(until, partial(somebody_waits, postgres))
             futures = [
                 store.append(session("1"), new_event(), one),
                 store.append(session("2"), new_event(), two),
@@ -242,7 +224,7 @@ def test_an_opening_that_hangs_keeps_no_other_store_waiting(postgres: Place) -> 
         url = f"{way.url(postgres.target)}&connect_timeout=10"
         opening = threading.Thread(target=_fails_to_open, args=(url,))
         opening.start()
-        until(lambda: way._pairs)
+        until(lambda: bool(way._pairs))
         healthy.close()
         assert opening.is_alive()
         way.cut(down=True)
@@ -252,3 +234,27 @@ def test_an_opening_that_hangs_keeps_no_other_store_waiting(postgres: Place) -> 
 def _fails_to_open(url: str) -> None:
     with pytest.raises(ServerUnavailable):
         open_store(url, BUILT_IN)
+
+
+def test_maintenance_that_lost_its_lock_changes_nothing_more(postgres: Place) -> None:
+    def note() -> None:
+        store.transact(lambda t: t.append(t.ensure_system_stream(), new_event()))
+
+    def lose_it_and_go_on() -> None:
+        with store.maintaining("test"):
+            execute(
+                postgres.url,
+                "SELECT pg_terminate_backend(l.pid, 10000) "
+                "FROM pg_locks AS l JOIN pg_stat_activity USING (pid) "
+                "WHERE locktype = 'advisory' AND state = 'idle in transaction'",
+            )
+            note()
+
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        asyncio.run(make(store, "1"))
+        with pytest.raises(ServerUnavailable, match=r"kept other maintenance off\. Run it again"):
+            lose_it_and_go_on()
+        assert store.stats()["events"] == 1
+        with store.maintaining("test"):
+            note()
+        assert store.stats()["events"] == 2

@@ -28,6 +28,7 @@ from eventstore import (
 from projections import BUILT_IN, rebuild, run, verify
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
+from tests.places import query
 from tests.projections.logs import FOLLOWING, INLINE, perform, rows
 
 
@@ -56,6 +57,13 @@ def waiting(place: Place, what: str) -> int:
         ).fetchone()
         assert row is not None
         return int(row[0])
+
+
+def somebody_waits(place: Place) -> bool:
+    """Whether somebody waits for one of our locks of all."""
+    return bool(
+        query(place.target, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    )
 
 
 @contextmanager
