@@ -102,13 +102,16 @@ class Engine:
         self._near = _Reader(self, brief=True)
         # Held while a thread uses SQLite, so that a fork can wait until none does.
         self._using = threading.RLock()
-        self._lock = threading.Lock()
+        # A signal's handler may ask for something in the middle of it.
+        self._lock = threading.RLock()
         self._stopping = False
         self._broken: BaseException | None = None
         self._writes: deque[_Work] = deque()
         """What waits for the gate: whoever holds it takes from here, in order."""
         self._told = False
         """Whether the writer is to take it."""
+        self._batch: list[_Work] = []
+        """What the writer has taken."""
         self._syncer: threading.Thread | None = None
         """Has the disk take the WAL, for the writer to copy it then; None when that is not due."""
         self._synced = False
@@ -169,8 +172,28 @@ class Engine:
         return future
 
     def call(self, request: Request[T]) -> T:
-        """Executes a request and blocks until its outcome is there."""
-        return self.begin(request).wait()
+        """Executes a request and blocks until its outcome is there.
+
+        When a signal's handler raises meanwhile, a request that writes is not executed any more
+        once this raises: what it was allowed to do by a lock of the caller's it must not do later.
+        """
+        try:
+            return self.begin(request).wait()
+        except BaseException:
+            if isinstance(request, Write | Checkpoint | Rewrite):
+                self._withdraw(request)
+            raise
+
+    def _withdraw(self, request: _Work) -> None:
+        """Takes back what waits; what is being executed is waited for."""
+        with self._lock:
+            if request in self._writes:
+                self._writes.remove(request)
+            if isinstance(request, Rewrite):
+                request.given_up = True
+            begun = request in self._batch
+        if begun:
+            request.wait_until_done()
 
     def begin(self, request: R) -> R:
         """Hands a request over for a thread that will wait for it later."""
@@ -188,11 +211,7 @@ class Engine:
         After so many seconds it is ended, and False returned; a Ctrl-C ends it too. Then the file
         is as it was.
         """
-        try:
-            return self.call(Rewrite(at_most_s))
-        except KeyboardInterrupt:
-            self._write.end_rewrite()
-            raise
+        return self.call(Rewrite(at_most_s))
 
     def _submit(self, request: Request[Any]) -> bool:
         """Hands a request over. Returns whether this thread, a loop's, may do it at once."""
@@ -264,7 +283,7 @@ class Engine:
     # tell the child that it holds locks which only the parent has (sqlite.org/howtocorrupt.html).
 
     def locks(self) -> list[threading.RLock]:
-        """What to hold, in this order, so that no thread uses SQLite."""
+        """What to hold so that no thread uses SQLite."""
         return [self._using, *(reader.using for reader in (*self._read, self._near))]
 
     def close_connections(self) -> None:
@@ -458,22 +477,21 @@ class Engine:
     # The writer thread.
 
     def _write_loop(self) -> None:
-        batch: list[_Work] = []
         due: Due = []
         try:
             while self._wait_for_work():
                 with self._gate.held():
-                    batch = self._take(_BATCH_REQUESTS_MAX)
+                    self._take(_BATCH_REQUESTS_MAX)
                     with self._using:
                         self._write.due = due
                         self._write.resolve()
-                        self._commit(batch)
+                        self._commit(self._batch)
                 deliver(due)
-                batch = []  # an idle thread must keep neither requests nor outcomes alive
+                self._batch = []  # an idle thread must keep neither requests nor outcomes alive
                 if self._synced or self._write.frames >= _CHECKPOINT_FRAMES:
                     self._fold_wal()
         except BaseException as error:
-            self._break(batch, error)
+            self._break(self._batch, error)
             deliver(due)
             raise
         finally:
@@ -529,12 +547,11 @@ class Engine:
             self._synced = True
             self._tell()
 
-    def _take(self, count: int) -> list[_Work]:
+    def _take(self, count: int) -> None:
         with self._lock:
             count = min(len(self._writes), count)
-            batch = [self._writes.popleft() for _ in range(count)]
+            self._batch = [self._writes.popleft() for _ in range(count)]
             self._told = self._told or bool(self._writes)
-            return batch
 
     def _take_brief(self, count: int) -> None:
         now = time.monotonic()
@@ -563,7 +580,8 @@ class Engine:
                 request.succeed(self._write.checkpoint("TRUNCATE"))
             else:
                 try:
-                    request.succeed(self._write.rewrite(request.at_most_s))
+                    is_given_up = partial(getattr, request, "given_up")
+                    request.succeed(self._write.rewrite(request.at_most_s, is_given_up))
                 except Exception as error:
                     request.fail(translate(self.path, error))
             settle([request])
@@ -646,6 +664,8 @@ class _Reader:
         except Exception:
             return False  # a thread can wait, and tells what is wrong
         finally:
+            if self._connection is not None and self._connection.in_transaction:
+                self.close()  # a signal's handler raised where it was to be ended
             self.using.release()
         due: Due = []
         settle([request], due)

@@ -107,13 +107,41 @@ _held: list[threading.RLock] = []
 
 def _before_fork() -> None:
     interrupted = _take(lock)
+    interrupted |= _take_all([each for engine in _open for each in engine.locks()])
     for engine in _open:
-        for each in engine.locks():
-            interrupted |= _take(each)
-            _held.append(each)
         engine.close_connections()
     if interrupted:
         raise KeyboardInterrupt  # which the interpreter prints, and forks all the same
+
+
+def _take_all(wanted: Sequence[threading.RLock]) -> bool:
+    """Takes locks together, as `_take` does one.
+
+    Waits for one only while it holds none of the others: a long read must not keep the writers of
+    this process, which may be in the gate, and so those of all others.
+    """
+    interrupted = False
+    first = 0
+    while wanted:
+        interrupted |= _take(wanted[first])
+        _held.append(wanted[first])
+        busy = [n for n, each in enumerate(wanted) if n != first and not _take_at_once(each)]
+        if not busy:
+            break
+        _give_back()
+        first = busy[0]
+    return interrupted
+
+
+def _take_at_once(wanted: threading.RLock) -> bool:
+    if taken := wanted.acquire(blocking=False):
+        _held.append(wanted)
+    return taken
+
+
+def _give_back() -> None:
+    while _held:
+        _held.pop().release()
 
 
 def _take(wanted: threading.Lock | threading.RLock) -> bool:
@@ -132,8 +160,7 @@ def _take(wanted: threading.Lock | threading.RLock) -> bool:
 
 
 def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().release()
+    _give_back()
     lock.release()
 
 

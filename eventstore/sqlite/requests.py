@@ -80,11 +80,13 @@ class Checkpoint(Request[bool]):
 class Rewrite(Request[bool]):
     """Writes the whole database anew, while other writers wait.
 
-    It is ended after `at_most_s` seconds, if that is given. The outcome says whether it was done.
+    It is ended after `at_most_s` seconds, if that is given, or once it is `given_up`. The outcome
+    says whether it was done.
     """
 
-    __slots__ = ("at_most_s",)
+    __slots__ = ("at_most_s", "given_up")
 
     def __init__(self, at_most_s: float | None) -> None:
         super().__init__()
         self.at_most_s = at_most_s
+        self.given_up = False

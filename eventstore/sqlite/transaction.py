@@ -139,11 +139,12 @@ class ReadTransaction(Reads):
         if self._until is not None and events > _BRIEF_EVENTS:
             raise TooLong
 
-    def _fetch(self, cursor: sqlite3.Cursor) -> list[Any]:
-        if self._until is None:
-            return cursor.fetchall()
-        rows = []
+    def _fetch(self, name: str, *parameters: Any) -> list[Any]:
+        cursor = self.connection.execute(_Q[name], parameters)
         try:
+            if self._until is None:
+                return cursor.fetchall()
+            rows = []
             for row in cursor:
                 rows.append(row)
                 if time.monotonic() > self._until:
@@ -176,10 +177,9 @@ class ReadTransaction(Reads):
     def sessions(self, app_name: str, user_id: str | None) -> list[Stream]:
         """The live session streams of an app, or of one user in it, in no particular order."""
         if user_id is None:
-            cursor = self.connection.execute(_Q["sessions_of_app"], (app_name,))
+            rows = self._fetch("sessions_of_app", app_name)
         else:
-            cursor = self.connection.execute(_Q["sessions_of_user"], (app_name, user_id))
-        rows = self._fetch(cursor)
+            rows = self._fetch("sessions_of_user", app_name, user_id)
         if damaged := [row[0] for row in rows if row[10] != 1]:
             raise CorruptEvent(f"stream {damaged[0]}", 0, 0, ROW_CHANGED)
         return [stream_of(row[:10]) for row in rows]
@@ -194,8 +194,7 @@ class ReadTransaction(Reads):
         Raises:
             CorruptEvent: a digest does not match, or a version is missing.
         """
-        cursor = self.connection.execute(_Q["read_stream_forward"], (stream.id, after))
-        rows = self._fetch(cursor)
+        rows = self._fetch("read_stream_forward", stream.id, after)
         events = self._recorded(stream, rows)
         check_dense(stream, events, first=after + 1)
         if events and after == 0:
@@ -283,8 +282,7 @@ class ReadTransaction(Reads):
         before = stream.version + 1
         # Events that are no conversation may lie between: read on until there are enough.
         while missing > 0 and before > 1:
-            cursor = self.connection.execute(_Q["read_stream_backward"], (stream.id, before, page))
-            rows = self._fetch(cursor)
+            rows = self._fetch("read_stream_backward", stream.id, before, page)
             if not rows:
                 raise CorruptEvent(str(stream.key), before - 1, 0, "it is missing")
             events = self._recorded(stream, rows)

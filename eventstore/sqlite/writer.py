@@ -101,7 +101,6 @@ class Writer:
         self._full: bool | None
         self._waits: bool | None
         self._connection: sqlite3.Connection | None = None
-        self._rewrite_ended = False
         self._wal: tuple[int, int] | None = None
         try:
             self._use(connection)
@@ -234,18 +233,17 @@ class Writer:
             return False
         return not left and copied == frames
 
-    def rewrite(self, at_most_s: float | None) -> bool:
+    def rewrite(self, at_most_s: float | None, is_given_up: Callable[[], bool]) -> bool:
         """Writes the whole file anew, without free pages or copies of what was removed.
 
         It all goes through the WAL, so a crash leaves the file as it was. So does an end after
-        `at_most_s` seconds, or by `end_rewrite`: then it returns False.
+        `at_most_s` seconds, or when it is given up: then it returns False.
         """
         connection = self._ready()
         until = None if at_most_s is None else time.monotonic() + at_most_s
-        self._rewrite_ended = False
 
         def is_ended() -> bool:
-            return self._rewrite_ended or (until is not None and time.monotonic() > until)
+            return is_given_up() or (until is not None and time.monotonic() > until)
 
         # The new file is made in a temporary one, which is attached.
         connection.execute("PRAGMA temp_store = FILE")
@@ -268,10 +266,6 @@ class Writer:
         self.frames = _platform.file_size(f"{self._path}-wal") // _PAGE_BYTES
         return True
 
-    def end_rewrite(self) -> None:
-        """Ends the rewrite that another thread is at, if one is."""
-        self._rewrite_ended = True
-
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         if self._connection is not None:
@@ -283,7 +277,7 @@ class Writer:
         self._connection = connection
         self._schema = self._read_schema(connection)
         self._look_again()
-        self._wal = None  # known once the first transaction opened it
+        self._wal = _platform.file_identity(self._wal_path)  # which reading has opened
         # Until the first transaction sets them:
         self._full = self._waits = None
         # The first commit that writes at the beginning of the WAL again waits for the disk.
@@ -297,9 +291,9 @@ class Writer:
     def _ready(self) -> sqlite3.Connection:
         """The connection, opened again where it was given up."""
         check_identity(self._path, self._identity)
-        if self._wal is not None and _platform.file_identity(self._wal_path) != self._wal:
-            # Somebody removed it. What this connection still knows of it goes into the file as the
-            # last connection closes; to write on would be to write where nobody reads.
+        if self._has_lost_wal():
+            # What this connection still knows of it goes into the file as the last connection
+            # closes; to write on would be to write where nobody reads.
             _log.warning("opening %s again: its -wal was removed", self._path)
             self._close_readers()
             self.close()
@@ -313,6 +307,10 @@ class Writer:
                 raise
         assert self._connection is not None
         return self._connection
+
+    def _has_lost_wal(self) -> bool:
+        """Whether somebody removed the -wal that is written to."""
+        return self._wal is not None and _platform.file_identity(self._wal_path) != self._wal
 
     def _ready_at_once(self, *, full: bool) -> sqlite3.Connection:
         """The connection, when a transaction on it need not open a file, nor wait for the disk.
@@ -389,28 +387,28 @@ class Writer:
     def _find_out(self, group: Sequence[Write[Any]], error: BaseException) -> None:
         """A commit failed: looks what is stored before anything is said about it.
 
-        A group is stored whole or not at all, so one request that is found speaks for the others.
+        A group is stored whole or not at all, so one request that is found speaks for the others,
+        also for those that were refused: by what this very group had written, it may be.
         """
-        # After a failed fsync, or with a WAL that lost its name, no connection is to be trusted.
-        self._close_readers()
-        self.close()
+        if self._has_lost_wal():
+            self._close_readers()
+        self.close()  # after a failed fsync it is not to be trusted
         pending = [request for request in group if not request.failed]
-        settle([request for request in group if request.failed])
         try:
             stored = any(self._find(request) for request in pending)
         except DatabaseReplaced as replaced:
-            self._fail(pending, replaced)
+            self._fail(group, replaced)
             return
         except Exception as second:
             reason = f"{self._translated(error)} Then: {self._translated(second)}"
-            self._fail(pending, OutcomeUnknown(self._path, reason))
+            self._fail(group, OutcomeUnknown(self._path, reason))
             return
         if stored:
             assert self._transaction is not None
             self._transaction.move_cursors()
-            settle(pending)
+            settle(group)
         elif len(group) > 1 or not isinstance(error, Exception):
-            self._commit_each(pending)
+            self._commit_each(group)
         elif group[0].alone:
             self._fail(group, OutcomeUnknown(self._path, str(self._translated(error))))
         else:

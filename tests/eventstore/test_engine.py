@@ -13,10 +13,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -35,6 +35,8 @@ from eventstore import (
     Put,
     RecordedEvent,
     SchemaAltered,
+    Snapshot,
+    StorageFailed,
     StoreBusy,
     StoreClosed,
     StreamNotFound,
@@ -46,6 +48,7 @@ from eventstore.sqlite import engine as engines
 from eventstore.sqlite import gate as gates
 from eventstore.sqlite import registry
 from eventstore.sqlite.requests import Read
+from eventstore.sqlite.transaction import WriteTransaction
 from projections import BUILT_IN, verify
 from projections.recover import recover
 from tests.eventstore.events import SESSION, created, new_event, session
@@ -595,6 +598,32 @@ async def test_nothing_is_acknowledged_into_a_wal_that_is_gone(
     assert await store.load(SESSION, Window(), lambda loaded: len(loaded.events)) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_nor_into_one_that_went_before_the_first_of_them(database: Path) -> None:
+    with open_log(database) as store:
+        asyncio.run(_create(store))
+    done = run_python(
+        _PRELUDE
+        + """
+    os.unlink(sys.argv[1] + "-wal")
+    async def fill():
+        cursor = Cursor((await store.create(session("other"), created())).stream.id, 1)
+        for _ in range(3):
+            await store.append(session("other"), new_event(), cursor)
+    asyncio.run(fill())
+    os._exit(0)  # as one that is killed
+    """,
+        database,
+    )
+    assert done.returncode == 0, done.stderr
+    with open_log(database) as store:
+
+        async def count() -> int | None:
+            return await store.load(session("other"), Window(), lambda each: len(each.events))
+
+        assert asyncio.run(count()) == 3
+
+
 async def test_a_folder_that_became_something_else(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     store = open_store(folder / "a.db", BUILT_IN)
@@ -862,6 +891,74 @@ async def test_a_commit_that_failed_and_stored_nothing(
     assert stored == [event.event_id]
 
 
+async def test_nobody_is_refused_by_what_was_never_stored(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = (await store.create(SESSION, created())).stream
+
+    def fail(transaction: WriteTransaction) -> None:
+        if transaction.written()[0]:
+            raise _disk_error()
+
+    store._engine._slow_until = time.monotonic() + 60  # type: ignore[attr-defined] - together
+    monkeypatch.setattr(store._engine._write, "_commit", fail)  # type: ignore[attr-defined]
+    with store._engine._gate.held():  # type: ignore[attr-defined]
+        calls: list[asyncio.Future[Any]] = [
+            store.create(session("new"), created()),
+            store.create(session("new"), created()),
+            store.append(SESSION, new_event(), Cursor(stream.id, 1)),
+            store.append(SESSION, new_event(), Cursor(stream.id, 1)),
+            store.delete(SESSION, new_event(EventType.SESSION_DELETED)),
+            store.append(SESSION, new_event(), Cursor(stream.id, 1)),
+        ]
+    told = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in told} == {StorageFailed}
+    assert await store.load(session("new"), Window(), bool) is None
+    assert await store.load(SESSION, Window(), lambda loaded: loaded.stream.version) == 1
+
+
+async def test_a_commit_that_fails_beside_a_long_read_keeps_nobody_waiting(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+
+    def fail(transaction: object) -> None:
+        monkeypatch.undo()
+        raise _disk_error()
+
+    with _long_read(store):
+        monkeypatch.setattr(store._engine._write, "_commit", fail)  # type: ignore[attr-defined]
+        with pytest.raises(StorageFailed):
+            await asyncio.wait_for(store.append(SESSION, new_event(), cursor), 20)
+        await asyncio.wait_for(store.append(SESSION, new_event(), cursor), 20)
+
+
+def _disk_error() -> sqlite3.Error:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return error
+
+
+@contextmanager
+def _long_read(store: EventStore) -> Iterator[None]:
+    """A snapshot that another thread has open meanwhile."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(snapshot: Snapshot) -> None:
+        snapshot.head()
+        begun.set()
+        go_on.wait(60)
+
+    thread = threading.Thread(target=store.snapshot, args=(read,))
+    thread.start()
+    begun.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+        thread.join()
+
+
 # What is executed on the thread of a loop.
 
 
@@ -1065,6 +1162,150 @@ store.close()
     command = [sys.executable, "-W", "ignore", "-c", code, str(database)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("taken\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_waits_for_a_long_read_alone(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + """
+    import threading
+    begun, go_on, forking = threading.Event(), threading.Event(), threading.Event()
+    def read(snapshot):
+        snapshot.head()
+        begun.set()
+        go_on.wait(60)
+    def fork():
+        if os.fork() == 0:
+            os._exit(0)
+    async def append():
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        reading = threading.Thread(target=store.snapshot, args=(read,))
+        reading.start()
+        begun.wait(60)
+        os.register_at_fork(before=forking.set)  # the last to be registered is called first
+        forks = threading.Thread(target=fork)
+        forks.start()
+        forking.wait(60)
+        for _ in range(100):
+            await asyncio.wait_for(store.append(SESSION, new_event(), cursor), 20)
+        store.transact(lambda _: None)
+        assert forks.is_alive()
+        go_on.set()
+        forks.join()
+        reading.join()
+    asyncio.run(append())
+    os.wait()
+    store.close()
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+_STRIKING: Final = """
+    import signal, threading, time
+    struck = []
+    def strike(*_):
+        if not struck:
+            struck.append(1)
+            raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, strike)
+    def send():
+        # Again and again: one that comes just before the main thread waits does not wake it.
+        while not struck:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+"""
+
+
+def test_what_is_interrupted_while_it_waits_is_not_done_later(database: Path) -> None:
+    """Not even when the lock that allowed it is somebody else's by then."""
+    program = (
+        _PRELUDE
+        + _STRIKING
+        + """
+    from eventstore.sqlite.gate import Gate
+    done = []
+    def send_soon():
+        while not store._engine._writes:
+            time.sleep(0.01)
+        send()
+    other = Gate(sys.argv[1])
+    with other.held_within(5):
+        for call in (lambda: store.transact(lambda _: done.append("transaction")), store.rewrite):
+            struck.clear()
+            thread = threading.Thread(target=send_soon)
+            thread.start()
+            try:
+                call()
+            except KeyboardInterrupt:
+                thread.join()
+                print("interrupted", list(store._engine._writes))
+    other.close()
+    print(store.transact(lambda _: "the next"), done)
+    store.close()
+    """
+    )
+    done = run_python(program, database)
+    told = "interrupted []\ninterrupted []\nthe next []\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+
+
+def test_a_rewrite_that_is_interrupted_ends(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + _STRIKING
+        + """
+    from eventstore.sqlite import writer
+    from eventstore.sqlite.writer import Writer
+    writer._STEPS_PER_LOOK = 10
+    rewrite = Writer.rewrite
+    def begin(self, at_most_s, is_given_up):
+        send()
+        while not is_given_up():
+            time.sleep(0.01)
+        print("rewritten", rewrite(self, at_most_s, is_given_up))
+        return False
+    Writer.rewrite = begin
+    async def fill():
+        for n in range(200):
+            await store.create(session(str(n)), created(session={"text": "x" * 10_000}))
+    asyncio.run(fill())
+    try:
+        store.rewrite()
+    except KeyboardInterrupt:
+        print("interrupted")
+    store.close()
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "rewritten False\ninterrupted\n", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+def test_a_handler_may_ask_whatever_it_interrupts(database: Path) -> None:
+    done = run_python(
+        _PRELUDE
+        + """
+    import signal
+    asked = []
+    def ask(*_):
+        asked.append(store.stats()["events"])
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+    async def append():
+        cursor = Cursor((await store.create(SESSION, created())).stream.id, 1)
+        signal.signal(signal.SIGALRM, ask)
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while len(asked) < 500:
+            await store.append(SESSION, new_event(), cursor)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    asyncio.run(append())
+    store.close()
+    """,
+        database,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_snapshots_that_take_long_do_not_keep_loads_waiting(database: Path) -> None:
