@@ -45,10 +45,11 @@ def _cursor(session: Session) -> Cursor:
 class Passage:
     """One append under way."""
 
-    __slots__ = ("event", "landed")
+    __slots__ = ("event", "failed", "landed")
 
     def __init__(self, event: Event) -> None:
         self.event = event
+        self.failed = False
         self.landed = False
 
 
@@ -71,7 +72,10 @@ class Flight:
                 if appended is not None and appended.news and not passage.landed:
                     self._apply(passage, appended)
             except Exception:
-                self._end(passage)
+                # By a signal's handler perhaps, and then it can be done a second time.
+                if passage.failed:
+                    self._end(passage)
+                passage.failed = True
                 raise
             self._end(passage)
 

@@ -18,9 +18,10 @@ from typing import Any, Final
 __all__ = ["struck"]
 
 _FILES: Final = (
-    "/eventstore/sqlite/engine.py", "/eventstore/sqlite/gate.py", "/eventstore/sqlite/requests.py",
-    "/eventstore/sqlite/store.py", "/eventstore/sqlite/transaction.py",
-    "/eventstore/sqlite/writer.py", "/eventstore/_platform.py", "/adk_adapter/flights.py",
+    "/eventstore/sqlite/engine.py", "/eventstore/sqlite/gate.py", "/eventstore/requests.py",
+    "/eventstore/sqlite/requests.py", "/eventstore/sqlite/store.py",
+    "/eventstore/sqlite/transaction.py", "/eventstore/sqlite/writer.py",
+    "/eventstore/_collection.py", "/eventstore/_platform.py", "/adk_adapter/flights.py",
     "/adk_adapter/service.py", "/adk_adapter/session.py",
 )  # fmt: skip
 _VISITS: Final = 2
@@ -33,7 +34,7 @@ def _points(code: CodeType) -> frozenset[int]:
     points = set()
     before = ""
     for instruction in dis.get_instructions(code):
-        if before.startswith(("CALL", "JUMP_BACKWARD", "RESUME")):
+        if before.startswith(("CALL", "RESUME")):
             points.add(instruction.offset)
         if instruction.opname == "JUMP_BACKWARD" and isinstance(instruction.argval, int):
             points.add(instruction.argval)
