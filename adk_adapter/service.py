@@ -195,7 +195,8 @@ class DatabaseSessionService(BaseSessionService):
         try:
             self._telemetry = Telemetry(self._store)
             if self._following():
-                self._follower = Follower(self._store, self._following)
+                named = {p.name for p in (*installed.asynchronous(), *self._given)}
+                self._follower = Follower(self._store, self._following, named)
                 self._follower.ensure_running()
         except BaseException:
             self._store.close()
@@ -531,7 +532,9 @@ class DatabaseSessionService(BaseSessionService):
                 on_outcome=lambda appended: flight.outcomes.append((passage, appended)),
                 on_done=lambda: self._flights.land(flight),
             )
-        except Exception:  # refused; where a signal's handler raised, it may have been handed over
+        except (EventStoreError, RuntimeError):
+            # Refused, or there was no thread to be had. Where a signal's handler raised anything
+            # else, it may have been handed over.
             flight.outcomes.append((passage, None))
             self._flights.land(flight)
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple
@@ -90,14 +90,16 @@ def run(
     projections: Sequence[Projection],
     *,
     retry: bool = True,
+    build: bool = True,
     stopping: Callable[[], bool] = lambda: False,
     progress: Progress = lambda *_: None,
 ) -> list[Status]:
     """Brings asynchronous projections up to the head, one after the other. Blocks.
 
     One that failed is stopped at the event that it cannot fold, with the rows from before it, and
-    the others go on; `retry` says whether one that was stopped before is tried again. Ended at any
-    point, what was done stays done.
+    the others go on; `retry` says whether one that was stopped before is tried again, and `build`
+    whether one that the database does not have is built. Ended at any point, what was done stays
+    done.
 
     Raises:
         MaintenanceRunning: a projection has to be built, and another rebuild is under way.
@@ -108,6 +110,8 @@ def run(
     """
     for projection in projections:
         registered = store.snapshot(lambda s: s.registered()).get(projection.name)
+        if registered is None and not build:
+            continue
         if registered is not None and registered.version > projection.version:
             if not retry:
                 continue
@@ -127,7 +131,7 @@ def run(
                     "the database keeps it up inline",
                     "Leave it out of those that follow the log.",
                 )
-        if _built(registered, projection) or _build(store, projection, progress):
+        if _built(registered, projection) or _build(store, projection, stopping, progress):
             events = 0
             while not stopping() and (step := _step(store, projection)).more:
                 events += step.events
@@ -174,10 +178,23 @@ def _built(registered: Registered | None, projection: Projection) -> bool:
     )
 
 
-def _build(store: EventStore, projection: Projection, progress: Progress) -> bool:
-    """Builds a projection from the whole log; returns False when it cannot fold it."""
+def _build(
+    store: EventStore, projection: Projection, stopping: Callable[[], bool], progress: Progress
+) -> bool:
+    """Builds a projection from the whole log; returns False when it cannot fold it, or is to stop.
+
+    Stopped, it has done nothing: the next one begins anew.
+    """
+
+    def go_on(*reached: int) -> None:
+        if stopping():
+            raise InterruptedError
+        progress(*reached)
+
     try:
-        rebuild(store, (), (projection,), progress=progress)
+        rebuild(store, (), (projection,), progress=go_on)
+    except InterruptedError:
+        return False
     except ProjectionFailed as error:
         store.transact(partial(_stop, projection, error), beside_writers=True)
         return False
@@ -314,12 +331,19 @@ def drop(store: EventStore, name: str, views: Iterable[str] = ()) -> None:
 class Follower:
     """A background thread that keeps asynchronous projections close behind the head.
 
-    `following` says which, anew in each round: what somebody drops must not be built again.
+    `following` says which, anew in each round. Those that are not `named` are built by somebody
+    else, and what is dropped must not be built again.
     """
 
-    def __init__(self, store: EventStore, following: Callable[[], Sequence[Projection]]) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        following: Callable[[], Sequence[Projection]],
+        named: Collection[str],
+    ) -> None:
         self._store = store
         self._following = following
+        self._named = named
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._working = threading.Lock()
@@ -338,7 +362,10 @@ class Follower:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the step it is at; the next run goes on from there."""
+        """Ends the thread after the step it is at; the next run goes on from there.
+
+        A build that it is at begins anew.
+        """
         self._stopping.set()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()
@@ -347,7 +374,7 @@ class Follower:
     def paused(self) -> Iterator[None]:
         """Keeps the thread from working while it lasts: maintenance must not meet it building.
 
-        Waits for the step, or the build, that the thread is at.
+        Waits for the step that the thread is at.
         """
         if self._thread is None or not self._thread.is_alive():
             yield
@@ -381,7 +408,13 @@ class Follower:
         try:
             with self._working:
                 if not self._is_to_rest():
-                    run(self._store, (projection,), retry=False, stopping=self._is_to_rest)
+                    run(
+                        self._store,
+                        (projection,),
+                        retry=False,
+                        build=projection.name in self._named,
+                        stopping=self._is_to_rest,
+                    )
         except MaintenanceRunning:
             pass  # tried again in a moment
         except StoreClosed:

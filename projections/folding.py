@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 PAGE_EVENTS: Final = 10_000
-_PAGE_WHOLE_EVENTS: Final = 2_000
+_PAGE_WHOLE_EVENTS: Final = 500
 _ROWS_IN_MEMORY: Final = 100_000
 _TEXTS_BYTES: Final = 24 * 1024 * 1024
 """What the texts of pages that are in the making take, roughly."""
@@ -141,13 +141,17 @@ def fold_pages(
 ) -> Iterator[FoldedPage]:
     """The pages of the log behind `after`, up to `upto`, folded, in order.
 
-    The next ones are read while one is folded: SQLite needs no interpreter for it. A page is folded
-    where it is read, so that the garbage collector is kept out of both.
+    The next ones are read while one is folded: SQLite needs no interpreter for it. A page of deltas
+    is folded where it is read, so that the garbage collector is kept out of both; one of whole
+    events by the caller, for what somebody's projection does with them may take long, and others
+    wait to read.
 
     Raises: as `Page.changes`.
     """
-    size = PAGE_EVENTS if _are_bulk(projections) else _PAGE_WHOLE_EVENTS
-    bounds = [*range(after, upto, size), upto]
+    if not _are_bulk(projections):
+        yield from _fold_whole_pages(store, projections, after, upto)
+        return
+    bounds = [*range(after, upto, PAGE_EVENTS), upto]
     pages = store.snapshots(partial(_fold, projections, *pair) for pair in pairwise(bounds))
     keep_memory(_TEXTS_BYTES)
     for low, high in pairwise(bounds):
@@ -163,8 +167,20 @@ def fold_pages(
             reached = rest.last
 
 
+def _fold_whole_pages(
+    store: EventStore, projections: Sequence[Projection], after: int, upto: int
+) -> Iterator[FoldedPage]:
+    bounds = [*range(after, upto, _PAGE_WHOLE_EVENTS), upto]
+    pages = store.snapshots(partial(read_page, projections, *pair) for pair in pairwise(bounds))
+    for page in pages:
+        yield _folded(projections, page)
+
+
 def _fold(projections: Sequence[Projection], after: int, upto: int, snapshot: Any) -> FoldedPage:
-    page = read_page(projections, after, upto, snapshot)
+    return _folded(projections, read_page(projections, after, upto, snapshot))
+
+
+def _folded(projections: Sequence[Projection], page: Page) -> FoldedPage:
     changes = [list(page.changes(projection)) for projection in projections]
     return FoldedPage(page.count, page.last, changes)
 

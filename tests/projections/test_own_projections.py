@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -498,7 +499,7 @@ def test_the_background_says_once_why_it_waits(
 
     monkeypatch.setattr(asynchronous, "run", fail)
     monkeypatch.setattr(asynchronous, "_POLL_S", 0.01)
-    follower = Follower(store, lambda: (Words(), Poisoned()))
+    follower = Follower(store, lambda: (Words(), Poisoned()), {Words.name, Poisoned.name})
     follower.ensure_running()
     until(lambda: len(rounds) > 5)
     follower.stop()
@@ -831,6 +832,49 @@ def test_a_table_that_was_changed_without_its_version_is_named(target: str) -> N
         asyncio.run(write())
         with pytest.raises(ProjectionMissing, match="Raise its version"):
             run(store, (Wider(),))
+
+
+def test_what_was_dropped_just_before_a_round_is_not_built(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "_POLL_S", 0.01)
+    rounds: list[None] = []
+
+    def as_it_was() -> tuple[Projection, ...]:
+        rounds.append(None)
+        return (UsageProjection(), Words())
+
+    follower = Follower(store, as_it_was, {"words"})
+    follower.ensure_running()
+    until(lambda: len(rounds) > 3)
+    follower.stop()
+    assert {each.projection for each in status(store) if not each.inline} == {"words"}
+
+
+async def test_a_build_that_takes_long_keeps_neither_loads_nor_an_end_waiting(target: str) -> None:
+    async with DatabaseSessionService(target) as service:
+        await fill(service._store, 2_000)
+        (listed,) = (await service.list_sessions(app_name="app")).sessions
+    begun, go_on, folded = threading.Event(), threading.Event(), []
+
+    class Slow(Words):
+        def apply(self, event: RecordedEvent) -> Iterable[Change]:
+            folded.append(event.position)
+            if len(folded) == 600:
+                begun.set()
+                go_on.wait(SECONDS)
+            return ()
+
+    service = DatabaseSessionService(target, projections=[Slow()])
+    await asyncio.to_thread(begun.wait, SECONDS)
+    loaded = service.get_session(app_name="app", user_id=listed.user_id, session_id=listed.id)
+    assert await asyncio.wait_for(loaded, SECONDS) is not None
+    ending = asyncio.create_task(asyncio.to_thread(service._close))
+    assert service._follower is not None
+    await asyncio.to_thread(until, service._follower._stopping.is_set)
+    go_on.set()
+    await ending
+    assert len(folded) < 2_000
 
 
 async def test_what_was_dropped_beside_a_service_stays_away(
