@@ -119,9 +119,9 @@ class FileLock:
 
     def close(self) -> None:
         """Closes the descriptor, which gives up the lock unless a parent process shares it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if (fd := self._fd) >= 0:
+            self._fd = -1  # before a fork could find one that is closed
+            os.close(fd)
 
 
 def around_fork(

@@ -90,7 +90,7 @@ def _stop(engine: Engine) -> None:
 def _stop_all() -> None:
     """At the interpreter's end: what was queued is still committed."""
     with lock:
-        engines = list(_engines.values())
+        engines = list(_open)  # also one whose end was interrupted
         _engines.clear()
     for engine in engines:
         try:

@@ -280,8 +280,7 @@ class SqliteEventStore:
     @contextmanager
     def maintaining(self, operation: str) -> Iterator[None]:
         """Keeps other maintenance off, in every process, while it lasts."""
-        self._running()
-        lock = lock_file(f"{os.path.realpath(self._path)}-maintenance")
+        lock = lock_file(f"{self._running().path}-maintenance")
         try:
             if not lock.acquire(blocking=False):
                 raise MaintenanceRunning(self._path, operation, lock.holder())

@@ -3,10 +3,10 @@
     python -m tests.contention.struck FOLDER [--first N] [--step N]
 
 The handler raises KeyboardInterrupt, SystemExit or an Exception of its own behind a call of this
-package's code, while a loop in the main thread appends and loads. The program goes on, as one does that catches it:
-whatever was handed over must come to an end, nothing may be told twice or get lost, no lock may be
-left behind, and what was raised must have reached the program. Exits with 1 when something of that
-is not so. All points: about 40 seconds.
+package's code, while a loop in the main thread appends and loads. The program goes on, as one does
+that catches it: whatever was handed over must come to an end, nothing may be told twice or lost, no
+lock or snapshot may be left behind, and what was raised must have reached the program. Exits with 1
+when something of that is not so. All points: about 40 seconds.
 """
 
 from __future__ import annotations
