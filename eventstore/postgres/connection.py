@@ -184,9 +184,18 @@ def is_lost(error: BaseException, connection: Connection | None) -> bool:
     if not isinstance(error, psycopg.Error):
         return False
     state = error.sqlstate or ""
-    if state.startswith(_LOST_STATES) or state == "25006":  # read-only: a standby now
+    if state.startswith(_LOST_STATES) or _is_read_only(error):
         return True
     return connection is None or is_broken(connection)
+
+
+def _is_read_only(error: psycopg.Error) -> bool:
+    """Whether the server takes no writes: it is a standby now."""
+    if error.sqlstate == "25006":
+        return True
+    # To a standby a transaction that writes is a feature it does not have, like many others; what
+    # refuses it is the check of a setting.
+    return error.sqlstate == "0A000" and error.diag.source_function == "call_bool_check_hook"
 
 
 def sever(connection: Connection) -> None:
@@ -228,6 +237,10 @@ def translate(address: Address, error: BaseException) -> BaseException:
         return error
     state = error.sqlstate or ""
     shown = address.shown
+    if _is_read_only(error):
+        return ServerUnavailable(
+            shown, "is read-only: a standby?", "Add target_session_attrs=read-write to the URL."
+        )
     match state:
         case "55P03":
             return StoreBusy(shown, address.lock_timeout_s, "another transaction")
@@ -245,10 +258,6 @@ def translate(address: Address, error: BaseException) -> BaseException:
                 "lets this role do less than it needs",
                 "Grant it what docs/postgresql.md says. What makes tables anew, as "
                 "rebuild-projections and migrate do, is for the role that owns the schema.",
-            )
-        case "25006":
-            return ServerUnavailable(
-                shown, "is read-only: a standby?", "Add target_session_attrs=read-write to the URL."
             )
     kind = state[:2]
     if kind in ("53", "58", "XX"):

@@ -248,7 +248,9 @@ class Engine:
             self._borrowed.add(connection)
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
+            if is_lost(error, connection):
+                connection.close()  # it may work, but lead to a standby
             self._give_back(connection, whole=False)
             raise
         self._give_back(connection, whole=True)

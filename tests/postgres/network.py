@@ -38,8 +38,8 @@ class Relay:
     The methods may be called from any thread; they return when it is done.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        self._server = host, port
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._server = "", 0
         self.port = 0
         self.seen = 0
         """How many connections there were."""
@@ -58,6 +58,11 @@ class Relay:
         parts = urlsplit(url)
         user, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}").geturl()
+
+    def lead_to(self, url: str) -> None:
+        """From now on new connections reach the server of another URL."""
+        parts = urlsplit(url)
+        self._server = parts.hostname or "127.0.0.1", parts.port or 5432
 
     def cut(self, *, down: bool = False) -> None:
         """Resets all connections. With `down` new ones are reset as well, until `restore`."""
@@ -187,8 +192,8 @@ def relay(url: str, *, tls: ssl.SSLContext | None = None) -> Iterator[Relay]:
 
     With `tls` it speaks TLS to clients, and refuses those that do not; not to the server.
     """
-    parts = urlsplit(url)
-    made = Relay(parts.hostname or "127.0.0.1", parts.port or 5432, tls)
+    made = Relay(tls)
+    made.lead_to(url)
     ready, end = threading.Event(), asyncio.Event()
 
     def run() -> None:

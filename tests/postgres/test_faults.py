@@ -174,6 +174,57 @@ async def test_a_server_that_falls_silent_is_given_up_by_readers_and_writers(
             assert [each.id for each in found.events] == ["s/1"]
 
 
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Server, Server]]:
+    """A server and a replica of it, which takes no writes."""
+    with servers() as room:
+        primary = room.add("primary", durable=True)
+        yield primary, room.replicate(primary, REPLICA)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_way_that_leads_to_a_standby_for_a_while(pair: tuple[Server, Server]) -> None:
+    primary, replica = pair
+    with relay(primary.url()) as way:
+        async with DatabaseSessionService(f"{way.url(primary.url())}?schema=turning") as service:
+            session = await service.create_session(APP, USER, "s")
+            way.lead_to(replica.url())
+            way.cut()
+            with pytest.raises(ServerUnavailable, match="read-only"):
+                await service.append_event(session, event("s/1"))
+            with pytest.raises(ServerUnavailable, match="read-only"):
+                await service.set_title(APP, USER, "s", "One")
+            way.lead_to(primary.url())  # and nothing cuts what still leads to the standby
+            await service.append_event(session, event("s/1"))
+            await service.set_title(APP, USER, "s", "Two")
+            assert [each.id for each in session.events] == ["s/1"]
+
+
+async def test_a_lost_commit_is_looked_for_past_a_standby(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.appending._PATIENCE_S", 30.0)
+    primary, replica = pair
+    place = Place(primary.url(), "asked")
+    with relay(primary.url()) as way:
+        async with DatabaseSessionService(way.url(place.target)) as service:
+            session = await service.create_session(APP, USER, "s")
+            with psycopg.connect(place.url) as holder:
+                holder.execute(f"LOCK TABLE {place.schema}.events IN SHARE MODE".encode())
+                appending = asyncio.create_task(service.append_event(session, event("s/1")))
+                await _until(lambda: _waits_for_a_lock(place))
+                way.silence(answers_only=True)
+            await _until(lambda: _stored(place) == 1)
+            way.lead_to(replica.url())
+            seen = way.seen
+            way.restore()
+            # The second connection is made once the standby has refused on the first.
+            await _until(lambda: way.seen > seen + 1 or appending.done())
+            way.lead_to(primary.url())
+            await appending
+            assert _stored(place) == 1
+
+
 def _stored(postgres: Place) -> int:
     """How many events of conversations there are."""
     query = f"SELECT count(*) FROM {postgres.schema}.events WHERE type = 'adk_event'"
