@@ -24,6 +24,7 @@ from eventstore.changes import Change, DeleteOwner, Row
 from eventstore.cursor import Cursor
 from eventstore.encoding import decode_members
 from eventstore.errors import (
+    CorruptEvent,
     EventIdConflict,
     OutcomeUnknown,
     ProjectionMissing,
@@ -56,6 +57,7 @@ from eventstore.postgres.transaction import (
 )
 from eventstore.postgres.trip import Trip
 from eventstore.records import (
+    ROW_CHANGED,
     Sealed,
     conversation,
     owners_of,
@@ -90,7 +92,11 @@ class _Wider(Exception):
 class _Plan:
     """What a transaction is going to write, and what each request is told of it."""
 
-    def __init__(self, heads: dict[StreamKey, Stream], positions: Iterator[int]) -> None:
+    def __init__(
+        self, asked: set[StreamKey], heads: dict[StreamKey, Stream], positions: Iterator[int]
+    ) -> None:
+        self.asked = asked
+        """The keys of the streams that were to be locked, whether they are there or not."""
         self.heads = heads
         self.locked = {stream.id for stream in heads.values()}
         self.positions = positions
@@ -313,6 +319,7 @@ class Writer:
         self._know_codecs(connection, writes)
         creates = [request for request in writes if request.kind is Kind.CREATE]
         nonces = {request.key: os.urandom(16) for request in creates}
+        keys = self._keys_to_lock(writes)
         timeouts = f"{patience_s * 1000:.0f}ms", self._statement_timeout
         try:
             with self._waiting(), self._trip(connection, pipelined=pipelined) as trip:
@@ -333,7 +340,7 @@ class Writer:
                 if creates:
                     run("ensure_apps", *_new_apps(creates))
                     run("ensure_users", *_new_users(creates))
-                locked = run("lock_streams", *_key_columns(self._keys_to_lock(writes)))
+                locked = run("lock_streams", *_key_columns(keys))
                 opened = run("open_streams", *_new_sessions(creates, nonces)) if creates else None
                 found = run("find_events", *_event_ids(writes))
                 drawn = run("draw_positions", len(writes))
@@ -344,7 +351,8 @@ class Writer:
         self._check_state(state.fetchone())
         heads = {stream.key: stream for stream in map(stream_of, locked.fetchall())}
         new = {} if opened is None else {s.key: s for s in map(stream_of, opened.fetchall())}
-        plan = _Plan({**heads, **new}, iter([position for (position,) in drawn.fetchall()]))
+        positions = iter([position for (position,) in drawn.fetchall()])
+        plan = _Plan(keys, {**heads, **new}, positions)
         for app_name, user_id, session_id, event_id, *row in found.fetchall():
             key = StreamKey(StreamKind.SESSION, app_name, user_id, session_id)
             plan.stored[key, event_id] = tuple(row)
@@ -415,9 +423,9 @@ class Writer:
             if event.delta is not None:
                 scopes |= decode_members(event.delta, event.encoding).keys()
             if "app" in scopes:
-                keys.add(StreamKey(StreamKind.APP, key.app_name))
+                keys.add(_app_of(key))
             if "user" in scopes:
-                keys.add(StreamKey(StreamKind.USER, key.app_name, key.user_id))
+                keys.add(_user_of(key))
         return keys
 
     # What becomes of each request, decided under the locks.
@@ -551,6 +559,7 @@ class Writer:
 
         Raises:
             _Wider: one does not; next time it is.
+            CorruptEvent: the stream names an app or a user whose stream is another one, or gone.
         """
         unlocked = set()
         for changes in made.values():
@@ -560,10 +569,14 @@ class Writer:
                     unlocked.add(int(owner))
         if not unlocked:
             return
-        if stream.app_stream_id in unlocked:
-            self._wide.add("app")
-        if stream.user_stream_id in unlocked:
-            self._wide.add("user")
+        for scope, owner, key in (
+            ("app", stream.app_stream_id, _app_of(stream.key)),
+            ("user", stream.user_stream_id, _user_of(stream.key)),
+        ):
+            if owner in unlocked:
+                if key in plan.asked:
+                    raise CorruptEvent(str(stream.key), 0, 0, ROW_CHANGED)
+                self._wide.add(scope)
         others = unlocked - {stream.app_stream_id, stream.user_stream_id}
         if others:
             connection = self._connection
@@ -700,6 +713,14 @@ class Writer:
                 for name, table in self._tables.items()
             }
             plan.results[request] = Loaded(stream, rows, ())
+
+
+def _app_of(key: StreamKey) -> StreamKey:
+    return StreamKey(StreamKind.APP, key.app_name)
+
+
+def _user_of(key: StreamKey) -> StreamKey:
+    return StreamKey(StreamKind.USER, key.app_name, key.user_id)
 
 
 def _new_apps(creates: Iterable[Write[Any]]) -> tuple[Any, ...]:

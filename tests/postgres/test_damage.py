@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import pytest
 
-from eventstore import CorruptEvent, EventStore, Window, open_store
-from projections import run, scavenge, verify
+from eventstore import (
+    Appended,
+    Change,
+    CorruptEvent,
+    EventStore,
+    Projection,
+    Put,
+    RecordedEvent,
+    Table,
+    Window,
+    open_store,
+)
+from projections import BUILT_IN, run, scavenge, verify
 from tests.conftest import Place, new_schema
-from tests.eventstore.events import session
+from tests.eventstore.events import new_event, session
 from tests.places import query
+from tests.postgres.test_hostile_server import make
 from tests.projections.logs import FOLLOWING, INLINE, attack
 from tests.projections.test_verify import (
     EVENT_EDITS,
@@ -60,6 +72,17 @@ def log(made: Place) -> Iterator[Place]:
 def store(made: Place) -> Iterator[EventStore]:
     with closing(open_store(made.target, INLINE)) as opened:
         yield opened
+
+
+class Everywhere(Projection):
+    """Keeps a row of each scope that a session belongs to."""
+
+    name = "everywhere"
+    version = 1
+    table = Table("everywhere", key={"stream_id": "integer"}, columns={"n": "integer"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        return [Put((owner,), (1,)) for owner in event.stream.owners.values()]
 
 
 def spelled(edit: str) -> str:
@@ -115,3 +138,28 @@ async def test_a_changed_event_is_never_served(log: Place, store: EventStore) ->
     for window in (Window(), Window(last=3)):
         with pytest.raises(CorruptEvent, match="missing"):
             await store.load(session("one"), window, len)
+
+
+@pytest.mark.parametrize("scope", ["app", "user"])
+@pytest.mark.parametrize("delta", ["named", "not named"])
+async def test_a_row_that_names_a_stream_that_is_none_fails_its_own_appends_only(
+    postgres: Place, scope: str, delta: str
+) -> None:
+    with closing(open_store(postgres.target, (*BUILT_IN, Everywhere()))) as store:
+        one, two = await make(store, "1", "2")
+        row = "UPDATE streams SET {0}_stream_id = {1} WHERE session_id = '1'"
+        query(postgres.target, row.format(scope, 99))
+        event = new_event(delta={scope: {"k": 1}} if delta == "named" else None)
+        told = await asyncio.wait_for(
+            asyncio.gather(
+                store.append(session("1"), event, one),
+                store.append(session("2"), new_event(), two),
+                return_exceptions=True,
+            ),
+            30,
+        )
+        assert [type(each) for each in told] == [CorruptEvent, Appended]
+        live = f"(SELECT id FROM streams WHERE kind = '{scope}')"
+        query(postgres.target, row.format(scope, live))
+        await store.append(session("1"), event, one)
+        assert verify(store, (*BUILT_IN, Everywhere())).clean
