@@ -137,6 +137,7 @@ class Engine:
         self._reads: queue.SimpleQueue[Read[Any] | None] = queue.SimpleQueue()
         self._write = Writer(connector, self.locks, self.tables, self._expected, self._codecs)
         self._writer: threading.Thread | None = None
+        self._watchdog: threading.Thread | None = None
         self._readers: list[threading.Thread] = []
         try:
             with self._lent() as connection:
@@ -202,9 +203,7 @@ class Engine:
             if self._broken is not None:
                 raise self._defect(self._broken)
             if self._writer is None:
-                self._writer = _start("writer", self._write_loop)
-                self._readers = [_start(f"reader-{n}", self._read_loop) for n in range(_READERS)]
-                _start("watchdog", self._watch)
+                self._start_threads()
             if isinstance(request, Read):
                 self._reads.put(request)
             else:
@@ -212,6 +211,14 @@ class Engine:
                 self._line.add(request)
                 if len(self._line) in (1, self._crowd):
                     self._wake.notify_all()
+
+    def _start_threads(self) -> None:
+        """Starts those that are missing, the writer last: one may fail, and is started next time."""
+        while len(self._readers) < _READERS:
+            self._readers.append(_start(f"reader-{len(self._readers)}", self._read_loop))
+        if self._watchdog is None:
+            self._watchdog = _start("watchdog", self._watch)
+        self._writer = _start("writer", self._write_loop)
 
     def stop(self) -> None:
         """Executes what is queued, then ends the threads and closes the connections."""

@@ -135,6 +135,7 @@ class Engine:
         self._wake = threading.Condition(self._lock)
         self._reads: queue.SimpleQueue[Read[Any] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._watchdog: threading.Thread | None = None
         self._readers: list[threading.Thread] = []
 
     @property
@@ -221,14 +222,15 @@ class Engine:
             if self._broken is not None:
                 raise self._defect(self._broken)
             here = self._here(request)
+            # One that cannot be started is the next time.
             if self._writer is None and not (here is None and isinstance(request, Read)):
+                if self._watchdog is None:
+                    self._watchdog = _start("watchdog", self._watch)
                 self._writer = _start("writer", self._write_loop)
-                _start("watchdog", self._watch)
             if isinstance(request, Read):
-                if not self._readers:
-                    self._readers = [
-                        _start(f"reader-{n}", reader.run) for n, reader in enumerate(self._read)
-                    ]
+                while len(self._readers) < READERS:
+                    number = len(self._readers)
+                    self._readers.append(_start(f"reader-{number}", self._read[number].run))
                 # Beside a thread that reads, a loop is slower at it than another one; where all are
                 # at something, which may be long, it is not.
                 busy = sum(reader.busy for reader in self._read)

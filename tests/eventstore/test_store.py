@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from eventstore import (
     WrongExpectedVersion,
 )
 from tests.eventstore.events import SESSION, created, new_event, session
+from tests.places import on_server
 
 EVERYTHING = Window()
 
@@ -386,6 +388,30 @@ async def test_closing_executes_what_was_handed_over(store: EventStore) -> None:
         store.append(SESSION, new_event(), cursor)
     with pytest.raises(StoreClosed):
         store.stats()
+
+
+@pytest.mark.parametrize("missing", ["writer", "watchdog", "reader-1"])
+async def test_a_thread_that_could_not_be_started_is_started_the_next_time(
+    store: EventStore, target: str, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    before, failed, start = set(threading.enumerate()), [], threading.Thread.start
+
+    def fail_once(thread: threading.Thread) -> None:
+        if thread.name == f"eventstore-{missing}" and not failed:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    with pytest.raises(RuntimeError, match="new thread"):
+        await store.create(SESSION, created())
+        await load(store)
+    with suppress(StreamExists):
+        await store.create(SESSION, created())
+    await asyncio.wait_for(load(store), 10)
+    readers = [f"eventstore-reader-{n}" for n in range(3 if on_server(target) else 2)]
+    running = sorted(thread.name for thread in set(threading.enumerate()) - before)
+    assert running == [*readers, "eventstore-watchdog", "eventstore-writer"]
 
 
 async def test_first_events_carry_what_the_stream_row_says(store: EventStore) -> None:
