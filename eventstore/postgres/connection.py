@@ -18,6 +18,7 @@ from psycopg.types.numeric import FloatBinaryDumper, Int8, Int8BinaryDumper
 from psycopg.types.string import StrBinaryDumper
 
 from eventstore.errors import (
+    EventStoreError,
     InvalidIdentifier,
     PathUnusable,
     SchemaAltered,
@@ -139,9 +140,19 @@ class Connector:
 
     def _url(self, connect: Connect) -> str:
         """What the user's function says; a coroutine is run in a thread of its own."""
-        url: Any = connect()
-        if inspect.isawaitable(url):
-            url = _run(url)
+        try:
+            url: Any = connect()
+            if inspect.isawaitable(url):
+                url = _run(url)
+        except EventStoreError:
+            raise
+        except Exception as error:
+            raise ServerUnavailable(
+                self.address.shown,
+                f"is not available (connect() raised {type(error).__name__})",
+                "Nothing of this request was stored. See that whatever connect() asks for the URL "
+                "answers, then try again.",
+            ) from error
         resolved = resolve(url)
         if not is_server(resolved):
             raise PathUnusable("what connect() returned", "is no postgresql: URL", _REMEDY)

@@ -122,6 +122,36 @@ async def test_a_password_from_the_environment_or_a_function(
         assert await service.get_session(APP, USER, "s")
 
 
+async def test_a_function_that_fails_is_asked_again(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    def connect() -> str:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError("the service that gives passwords out is down")
+        return way.url(postgres.url)
+
+    with relay(postgres.url) as way:
+        async with DatabaseSessionService(connect=connect, schema=postgres.schema) as service:
+            session = await service.create_session(APP, USER, "s")
+            failures = 3
+            way.cut()
+            await service.append_event(session, event("1"))
+            assert failures == 0
+            monkeypatch.setattr("eventstore.postgres.appending._RECONNECT_S", 0.2)
+            failures = 10**9
+            way.cut()
+            calls = [service.append_event(session, event("2")), service.get_session(APP, USER, "s")]
+            told = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(each) for each in told] == [ServerUnavailable, ServerUnavailable]
+            assert "connect() raised OSError" in str(told[0])
+            with pytest.raises(ServerUnavailable):
+                DatabaseSessionService(connect=lambda: connect(), schema=postgres.schema)
+
+
 # Encryption.
 
 
