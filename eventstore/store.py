@@ -453,11 +453,15 @@ class EventStore(Protocol):
         """Appends an event that is no part of the conversation, whatever the version.
 
         Raises:
-            StreamNotFound: nothing was stored.
+            StreamNotFound, EventIdConflict: nothing was stored.
         """
 
     def delete(self, key: StreamKey, event: NewEvent) -> asyncio.Future[bool]:
-        """Ends a stream with a tombstone. Returns False when there is no such stream."""
+        """Ends a stream with a tombstone. Returns False when there is no such stream.
+
+        Raises:
+            EventIdConflict: nothing was stored.
+        """
 
     def load(
         self, key: StreamKey, window: Window, convert: Callable[[Loaded], T]

@@ -451,14 +451,22 @@ class Writer:
             case Kind.DELETE:
                 if stream is None:
                     return False
+                self._require_new(plan, key, event)
                 self._add(plan, stream, event)
                 plan.ended.add(stream.id)
                 return True
         if stream is None:
             raise StreamNotFound(str(key))
         if request.kind is Kind.SET_STATE:
+            self._require_new(plan, key, event)
             return self._add(plan, stream, event)
         return self._plan_append(connection, plan, request, stream, event)
+
+    @staticmethod
+    def _require_new(plan: _Plan, key: StreamKey, event: NewEvent) -> None:
+        """Raises EventIdConflict where the stream holds an event with this id."""
+        if (row := plan.stored.get((key, event.event_id))) is not None:
+            raise EventIdConflict(str(key), event.event_id, row[0])
 
     def _plan_append(
         self,
@@ -775,7 +783,7 @@ def _key_columns(keys: Iterable[StreamKey]) -> tuple[Any, ...]:
 
 def _event_ids(writes: Iterable[Write[Any]]) -> tuple[Any, ...]:
     wanted = [
-        (r.key, r.event.event_id) for r in writes if r.kind is Kind.APPEND and r.key and r.event
+        (r.key, r.event.event_id) for r in writes if r.kind is not Kind.CREATE and r.key and r.event
     ]
     return (
         texts(key.app_name for key, _ in wanted),

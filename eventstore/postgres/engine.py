@@ -213,7 +213,7 @@ class Engine:
                     self._wake.notify_all()
 
     def _start_threads(self) -> None:
-        """Starts those that are missing, the writer last: one may fail, and is started next time."""
+        """Starts those that are missing, the writer last: what fails is tried next time."""
         while len(self._readers) < _READERS:
             self._readers.append(_start(f"reader-{len(self._readers)}", self._read_loop))
         if self._watchdog is None:

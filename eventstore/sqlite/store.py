@@ -21,6 +21,7 @@ from eventstore.changes import Row
 from eventstore.cursor import Cursor
 from eventstore.errors import (
     CorruptEvent,
+    EventIdConflict,
     MaintenanceRunning,
     PathUnusable,
     StoreClosed,
@@ -38,7 +39,7 @@ from eventstore.sqlite.gate import lock_file
 from eventstore.sqlite.queries import QUERIES, migrations
 from eventstore.sqlite.requests import Read, Write
 from eventstore.sqlite.tables import check_definition
-from eventstore.sqlite.transaction import EventIdTaken, ReadTransaction, WriteTransaction
+from eventstore.sqlite.transaction import ReadTransaction, WriteTransaction
 from eventstore.store import Appended, Durability, Loaded, Rewritten, Storage, Window
 
 __all__ = ["SqliteEventStore"]
@@ -131,8 +132,8 @@ class SqliteEventStore:
                 missed = [merge(e) for e in conversation(transaction.read(stream, behind))]
             try:
                 recorded = transaction.append(stream, event)
-            except EventIdTaken:
-                # By this very event, or else `_stored` raises.
+            except EventIdConflict:
+                # With this very event, or else `_stored` raises.
                 if (stored := _stored(transaction, stream, event, cursor)) is None:
                     raise
                 return stored

@@ -56,7 +56,7 @@ from eventstore.sqlite.tables import ProjectionTable
 from eventstore.store import LoggedEvent, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
-__all__ = ["EventIdTaken", "Known", "ReadTransaction", "TooLong", "WriteTransaction"]
+__all__ = ["Known", "ReadTransaction", "TooLong", "WriteTransaction"]
 
 _Q: Final = QUERIES
 _NO_LIMIT: Final = -1
@@ -88,10 +88,6 @@ def _blamed(projection: Projection, position: int, error: Exception) -> Exceptio
         return error
     # Not its text, which may hold content of the event.
     return ProjectionFailed(projection.name, position, type(error).__name__)
-
-
-class EventIdTaken(Exception):
-    """The insert of an event was refused: its stream holds one with this id."""
 
 
 class TooLong(Exception):
@@ -585,25 +581,31 @@ class WriteTransaction(ReadTransaction):
         Returns the recorded event, whose `stream` has the new head.
 
         Raises:
-            EventIdTaken: the stream holds an event with this id; nothing was written.
+            EventIdConflict: the stream holds an event with this id; nothing was written.
         """
         if stream.version == 0:
             event = with_identity(stream.key, self._nonce(stream), event)
         sealed = seal(stream, 0, event)
         placed = sealed.event
-        position = self._insert_event(
-            (
-                stream.id,
-                *placed[2:10],
-                self._codec(event.codec),
-                event.encoding,
-                sealed.delta_digest,
-                sealed.data_digest,
-                sealed.chain,
-                None if event.delta is None else event.delta.decode(),
-                None if event.data is None else event.data.decode(),
-            )
+        row = (
+            stream.id,
+            *placed[2:10],
+            self._codec(event.codec),
+            event.encoding,
+            sealed.delta_digest,
+            sealed.data_digest,
+            sealed.chain,
+            None if event.delta is None else event.delta.decode(),
+            None if event.data is None else event.data.decode(),
         )
+        try:
+            position = self.connection.execute(_Q["insert_event"], row).lastrowid
+        except sqlite3.IntegrityError as error:
+            there = self._one("find_event", stream.id, event.event_id)
+            if there is None:
+                raise
+            raise EventIdConflict(str(stream.key), event.event_id, there[0]) from error
+        assert position is not None
         # The delta is written twice: into the log, and key by key into the state.
         self._content_bytes += len(event.data or b"") + 2 * len(event.delta or b"")
         head = placed.stream
@@ -623,14 +625,6 @@ class WriteTransaction(ReadTransaction):
             table.apply(self.connection, changes_of(table.projection, event))
         except Exception as error:
             raise _blamed(table.projection, event.position, error) from error
-
-    def _insert_event(self, row: tuple[object, ...]) -> int:
-        try:
-            cursor = self.connection.execute(_Q["insert_event"], row)
-        except sqlite3.IntegrityError as error:
-            raise EventIdTaken(str(error)) from error
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
 
     def stored_version(self, stream: Stream, event: NewEvent) -> int | None:
         """The version at which this very event is stored already, None when it is not.
