@@ -274,9 +274,10 @@ def statements(schema: str) -> str:
     )
     first = [
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        filled("set_timeouts", "'30000ms'", "'60000ms'"),
         filled(
             "begin_write",
-            *("'30000ms'", "'60000ms'", "false", str(locks.appending)),
+            *("'60000ms'", "false", str(locks.appending)),
             *(f"{2**62} | (:client_id)::bigint", str(locks.bounds)),
         ),
         q["schema_state"],

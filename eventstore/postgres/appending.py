@@ -328,9 +328,10 @@ class Writer:
                     return trip.execute(self._q[name], parameters, binary=True)
 
                 trip.execute(_BEGIN)
+                run("set_timeouts", *timeouts)
                 run(
                     "begin_write",
-                    *timeouts,
+                    self._statement_timeout,
                     any(request.full for request in group),
                     self._locks.appending,
                     self._own,

@@ -339,10 +339,8 @@ class Engine:
         while True:
             connection.execute(_MAINTENANCE)
             try:
-                connection.execute(
-                    self._q["begin_maintenance_write"],
-                    (patience, self._timeouts[1], self.locks.appending),
-                )
+                connection.execute(self._q["set_timeouts"], (patience, self._timeouts[1]))
+                connection.execute(self._q["take_lock"], (self.locks.appending,))
                 return
             except psycopg.errors.LockNotAvailable:
                 connection.execute("ROLLBACK")

@@ -1,25 +1,24 @@
 -- Every statement on the log, by name; {s} is the schema. Statements on projection tables are made
 -- from their Table (see tables.py). Payloads are selected as varchar: see connection.py.
 
--- A writing transaction begins with this. `own` is a lock of this connection alone: whoever takes it
--- knows that no transaction of a connection that was lost is still under way. The last one says
--- above which position this transaction draws its own: see `settled`. A group looks up single rows, by
--- plans that are made once: also while a table has a page only and reading it whole would be best.
+-- A writing transaction begins with this, behind `set_timeouts`. `own` is a lock of this connection
+-- alone: whoever takes it knows that no transaction of a connection that was lost is still under way.
+-- The last one says above which position this transaction draws its own: see `settled`. A group looks
+-- up single rows, by plans that are made once: also while a table has a page only and reading it whole
+-- would be best.
 -- name: begin_write
-SELECT set_config('lock_timeout', $1, true),
-       set_config('statement_timeout', $2, true),
-       set_config('idle_in_transaction_session_timeout', $2, true),
+SELECT set_config('idle_in_transaction_session_timeout', $1, true),
        set_config('synchronous_commit',
-                  CASE WHEN $3 AND current_setting('synchronous_commit') IN ('off', 'local')
+                  CASE WHEN $2 AND current_setting('synchronous_commit') IN ('off', 'local')
                        THEN 'on' ELSE current_setting('synchronous_commit') END, true),
        set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true),
        set_config('jit', 'off', true),
-       pg_advisory_xact_lock_shared($4),
-       pg_advisory_xact_lock($5),
-       pg_advisory_xact_lock_shared($6 + (SELECT last_value - (NOT is_called)::int
+       pg_advisory_xact_lock_shared($3),
+       pg_advisory_xact_lock($4),
+       pg_advisory_xact_lock_shared($5 + (SELECT last_value - (NOT is_called)::int
                                           FROM {s}.positions));
 
 -- name: begin_maintenance_write
@@ -37,6 +36,7 @@ SELECT set_config('lock_timeout', $1, true),
        set_config('enable_mergejoin', 'off', true),
        set_config('jit', 'off', true);
 
+-- Before a statement that waits: one that sets its own time limit runs under the one before.
 -- name: set_timeouts
 SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true);
 

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -32,6 +34,7 @@ from eventstore import (
     open_store,
     schema_ddl,
 )
+from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import queries
 from eventstore.postgres.tables import ProjectionTable
 from projections import BUILT_IN, examine_database, rebuild, scavenge, verify
@@ -39,6 +42,7 @@ from projections.cli import main
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
 from tests.places import query
+from tests.postgres.server import execute
 from tests.postgres.test_order import in_thread, until, waiting
 from tests.processes import fresh_processes
 
@@ -50,6 +54,15 @@ async def fill(store: EventStore, key: Any = SESSION, events: int = 3) -> None:
     cursor = Cursor(loaded.stream.id, 1)
     for n in range(events):
         await store.append(key, new_event(delta={"session": {"n": n}}), cursor)
+
+
+@pytest.fixture
+def role(postgres: Place) -> Iterator[str]:
+    """Somebody who may do everything, for a role's own settings."""
+    name = f"role_{postgres.schema}"
+    execute(postgres.url, f"CREATE ROLE {name} SUPERUSER LOGIN")
+    yield name
+    execute(postgres.url, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
 
 
 def with_user(place: Place, user: str, password: str = "") -> str:
@@ -213,6 +226,35 @@ def _documented_grants() -> str:
 
 
 # Time limits.
+
+
+@pytest.mark.parametrize("what", ["an append", "maintenance"])
+def test_a_role_with_a_time_limit_of_its_own_waits_for_others_as_the_url_allows(
+    postgres: Place, role: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.appending._PATIENCE_S", 30.0)
+    monkeypatch.setattr("eventstore.postgres.engine._ALONE_PATIENCE_S", 30.0)
+    execute(postgres.url, f"ALTER ROLE {role} SET statement_timeout = '1s'")
+    longer = (
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        f"AND usename = '{role}' AND clock_timestamp() - query_start > interval '1.2 s'"
+    )
+    with closing(open_store(with_user(postgres, role), BUILT_IN)) as store:
+        asyncio.run(fill(store))
+
+        def work() -> None:
+            if what == "an append":
+                asyncio.run(_append(store, SESSION))
+            else:
+                store.transact(lambda _: None)
+
+        with ThreadPoolExecutor() as pool:
+            with psycopg.connect(postgres.url) as holder:
+                lock = Locks(postgres.schema).appending
+                holder.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+                done = pool.submit(work)
+                until(lambda: done.done() or bool(execute(postgres.url, longer)))
+            done.result()
 
 
 async def _append(store: EventStore, key: Any, delta: Any = None) -> None:
