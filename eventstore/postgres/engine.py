@@ -374,7 +374,11 @@ class Engine:
         return settled, str(named[0] or "") if named else ""
 
     def transact(
-        self, function: Callable[[MaintenanceTransaction], T], *, beside_writers: bool = False
+        self,
+        function: Callable[[MaintenanceTransaction], T],
+        *,
+        beside_writers: bool = False,
+        full: bool = False,
     ) -> T:
         """Runs maintenance in a transaction of its own, on the calling thread."""
         self._usable()
@@ -385,7 +389,7 @@ class Engine:
                     connection.execute(_MAINTENANCE)
                 else:
                     self._begin_alone(connection)
-                connection.execute(self._q["maintenance_settings"], self._timeouts)
+                connection.execute(self._q["maintenance_settings"], (*self._timeouts, full))
                 transaction = MaintenanceTransaction(
                     connection, self.address.schema, self._codecs, self.tables
                 )

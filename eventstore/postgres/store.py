@@ -209,7 +209,8 @@ class PostgresEventStore:
         self, function: Callable[[MaintenanceTransaction], T], *, beside_writers: bool = False
     ) -> T:
         """Runs maintenance in one transaction of its own, while other writers wait."""
-        return self._running().transact(function, beside_writers=beside_writers)
+        engine = self._running()
+        return engine.transact(function, beside_writers=beside_writers, full=self._full)
 
     def snapshot(self, function: Callable[[ReadTransaction], T], *, whole: bool = False) -> T:
         """Runs a function over one snapshot of the database, while others write."""

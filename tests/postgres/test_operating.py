@@ -37,6 +37,7 @@ from eventstore import (
 from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import queries
 from eventstore.postgres.tables import ProjectionTable
+from eventstore.store import Durability
 from projections import BUILT_IN, examine_database, rebuild, scavenge, verify
 from projections.cli import main
 from tests.conftest import Place
@@ -223,6 +224,21 @@ def _documented_grants() -> str:
     return "\n".join(
         line for line in block.removeprefix("sql\n").splitlines() if not line.startswith("CREATE")
     )
+
+
+@pytest.mark.parametrize(("durability", "waits"), [("normal", "off"), ("full", "on")])
+def test_durability_decides_what_a_commit_of_maintenance_waits_for(
+    postgres: Place, role: str, durability: Durability, waits: str
+) -> None:
+    execute(postgres.url, f"ALTER ROLE {role} SET synchronous_commit = off")
+    target = with_user(postgres, role)
+    with closing(open_store(target, BUILT_IN, durability=durability)) as store:
+        for beside_writers in False, True:
+            assert store.transact(_waits_for, beside_writers=beside_writers) == waits
+
+
+def _waits_for(transaction: Any) -> str:
+    return str(transaction.connection.execute("SHOW synchronous_commit").fetchone()[0])
 
 
 # Time limits.
