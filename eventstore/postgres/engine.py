@@ -120,7 +120,8 @@ class Engine:
         self._idle: list[Connection] = []
         self._borrowed: set[Connection] = set()
         self._reading: dict[Connection, float] = {}
-        """Of the readers' connections since when they are in use, on the monotonic clock."""
+        """Of the readers' connections in use since when they wait for the server, as far as the
+        watchdog knows, on the monotonic clock."""
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._stopping = False
@@ -613,7 +614,7 @@ class Engine:
 
     @contextmanager
     def _timed(self, connection: Connection) -> Iterator[None]:
-        """Lets the watchdog see since when a reader is at it."""
+        """Lets the watchdog see that a reader is at it."""
         with self._lock:
             self._reading[connection] = time.monotonic()
         try:
@@ -632,7 +633,11 @@ class Engine:
                 self._wake.wait_for(lambda: self._ended, timeout=_WATCH_S)
                 if self._ended:
                     return
-                late = time.monotonic() - patience
+                now = time.monotonic()
+                late = now - patience
+                for connection in self._reading:
+                    if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                        self._reading[connection] = now  # busy with what it has read
                 silent = [c for c, since in self._reading.items() if since < late]
             for connection in silent:
                 sever(connection)

@@ -18,6 +18,7 @@ from eventstore import (
     Change,
     Cursor,
     EventStore,
+    Loaded,
     Projection,
     RecordedEvent,
     ServerUnavailable,
@@ -185,6 +186,24 @@ async def test_closing_beside_a_silent_server_ends(
         await asyncio.wait_for(asyncio.to_thread(store.close), 60)
         told = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(each, Exception) for each in told)
+
+
+async def test_a_reader_that_is_busy_for_long_with_what_it_has_read_is_not_cut_off(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.engine._WATCH_S", 0.01)
+    # One second with the time limits of the URL, which its statements must not meet.
+    monkeypatch.setattr("eventstore.postgres.engine._GRACE_S", -19.0)
+
+    def convert(loaded: Loaded) -> str:
+        time.sleep(1.5)
+        return loaded.stream.key.session_id
+
+    options = "&statement_timeout=10&lock_timeout=10"
+    with closing(open_store(postgres.target + options, BUILT_IN)) as store:
+        await make(store, "1", "2", "3")
+        names = await store.load_sessions("app", None, convert)
+        assert sorted(names) == ["1", "2", "3"]
 
 
 async def test_a_group_that_a_server_does_not_take_is_not_sent_for_ever(
