@@ -531,7 +531,9 @@ class Engine:
                     aside_at = time.monotonic()
                 with self._lock:
                     group = self._line.take_barriers()
-                self._commit(group)
+                for request in group:
+                    request.succeed(None)
+                settle(group)
                 group, aside = [], None  # an idle thread must keep nothing alive
         except BaseException as error:
             with self._lock:
@@ -570,12 +572,7 @@ class Engine:
         barriers = [request for request in group if request.kind is Kind.BARRIER]
         if barriers:
             with self._lock:
-                if self._line.has_aside:
-                    self._line.keep_barriers(barriers)
-                    return
-            for request in barriers:
-                request.succeed(None)
-            settle(barriers)
+                self._line.keep_barriers(barriers)
 
     def _defect(self, error: BaseException) -> StorageFailed:
         return StorageFailed(

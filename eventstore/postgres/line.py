@@ -25,8 +25,8 @@ class Line:
     def __init__(self) -> None:
         self._waiting: deque[Write[Any]] = deque()
         self._aside: dict[StreamKey, deque[Write[Any]]] = {}
-        self._barriers: list[Write[Any]] = []
-        """Those that wait for what stepped aside before them."""
+        self._barriers: list[tuple[Write[Any], list[Write[Any]]]] = []
+        """Those that wait, each with what had stepped aside before it."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -53,7 +53,7 @@ class Line:
             key = request.key
             if key is None:
                 if self._aside:
-                    self._barriers.append(self._waiting.popleft())
+                    self.keep_barriers([self._waiting.popleft()])
                     continue
             elif key in self._aside:
                 self._aside[key].append(self._waiting.popleft())
@@ -97,19 +97,21 @@ class Line:
 
     def take_barriers(self) -> list[Write[Any]]:
         """The barriers before which nothing is left to be done."""
-        if self._aside:
-            return []
-        barriers, self._barriers = self._barriers, []
-        return barriers
+        kept = [
+            (barrier, [r for r in before if not r.settled]) for barrier, before in self._barriers
+        ]
+        self._barriers = [each for each in kept if each[1]]
+        return [barrier for barrier, before in kept if not before]
 
     def keep_barriers(self, barriers: list[Write[Any]]) -> None:
-        """Keeps barriers until nothing is aside."""
-        self._barriers = [*barriers, *self._barriers]
+        """Keeps barriers until what is aside now is done: more may come for ever."""
+        aside = [request for requests in self._aside.values() for request in requests]
+        self._barriers += [(barrier, aside) for barrier in barriers]
 
     def clear(self) -> list[Write[Any]]:
         """Everything that is left, taken out."""
         aside = [request for requests in self._aside.values() for request in requests]
-        left = [*self._waiting, *aside, *self._barriers]
+        left = [*self._waiting, *aside, *(barrier for barrier, _ in self._barriers)]
         self._waiting.clear()
         self._aside.clear()
         self._barriers.clear()

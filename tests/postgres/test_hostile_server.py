@@ -149,6 +149,32 @@ async def test_what_steps_aside_is_refused_in_time(postgres: Place) -> None:
             assert time.monotonic() - began < 20
 
 
+async def test_closing_waits_for_what_came_before_only(postgres: Place) -> None:
+    """And not for what another store of the process goes on writing to a row that is stuck."""
+    row = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'stuck' FOR UPDATE"
+    target = f"{postgres.target}&lock_timeout=1"
+    with closing(open_store(target, BUILT_IN)) as store:
+        one = open_store(target, BUILT_IN)
+        (stuck,) = await make(store, "stuck")
+        writes: list[asyncio.Future[Any]] = []
+
+        async def go_on_writing() -> None:
+            while True:
+                writes.append(store.append(session("stuck"), new_event(), stuck))
+                await asyncio.sleep(0.05)
+
+        with psycopg.connect(postgres.url) as holder:
+            holder.execute(row.encode())
+            writing = asyncio.create_task(go_on_writing())
+            try:
+                with pytest.raises(StoreBusy):
+                    await store.append(session("stuck"), new_event(), stuck)
+                await asyncio.wait_for(asyncio.to_thread(one.close), 20)
+            finally:
+                writing.cancel()
+        await asyncio.gather(*writes, return_exceptions=True)
+
+
 async def test_a_frozen_writer_and_maintenance_do_not_stop_the_others(postgres: Place) -> None:
     with (
         closing(open_store(postgres.target, BUILT_IN)) as store,
