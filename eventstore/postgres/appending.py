@@ -76,6 +76,10 @@ _PATIENCE_S: Final = 0.5
 """How long a group waits for a lock: whoever keeps one longer must not keep all others waiting."""
 _SHORT_PATIENCE_S: Final = 0.1
 """How long each request of such a group waits by itself."""
+_SHORT_WAITS: Final = 5
+"""How many of them wait so long: many may want one lock, and others come behind them all."""
+_HARDLY_S: Final = 0.001
+"""How long the others wait, and those whose time is up."""
 _RETRIES: Final = 5
 _RETRIED_STATES: Final = {"40001", "40P01"}
 _RECONNECT_S: Final = 20.0
@@ -231,17 +235,27 @@ class Writer:
         if len(group) == 1:
             return list(group)
         left: list[Write[Any]] = []
-        aside = set()
+        aside: set[StreamKey | None] = set()
         for request in group:
-            if request.key in aside or self._commit([request], _SHORT_PATIENCE_S):
+            patience_s = _SHORT_PATIENCE_S if len(aside) < _SHORT_WAITS else _HARDLY_S
+            if request.key in aside or self._commit([request], patience_s):
                 left.append(request)
                 aside.add(request.key)
         return left
 
     def refuse(self, requests: Sequence[Write[Any]]) -> None:
-        """Fails requests that somebody else has kept from their locks for too long."""
+        """Fails requests that somebody else has kept from their locks for too long.
+
+        Each is tried once more, while that does not keep others waiting for long.
+        """
         waited_s = self._address.lock_timeout_s
-        self._fail(requests, StoreBusy(self._address.shown, waited_s, "another transaction"))
+        until = time.monotonic() + _PATIENCE_S
+        for request in requests:
+            if time.monotonic() < until:
+                self.commit([request], _HARDLY_S)
+            else:
+                busy = StoreBusy(self._address.shown, waited_s, "another transaction")
+                self._fail([request], busy)
 
     def _fail_late(
         self, group: Sequence[Write[Any]], error: Exception, patience_s: float

@@ -510,7 +510,7 @@ class Engine:
         aside: Write[Any] | None = None
         aside_at = 0.0
         try:
-            while self._wait_for_work():
+            while self._wait_for_work(aside_at):
                 with self._lock:
                     group = self._line.take(_GROUP_MAX)
                 began = time.monotonic()
@@ -522,13 +522,16 @@ class Engine:
                     group = self._line.take_late(time.monotonic() - self.address.lock_timeout_s)
                 self._write.refuse(group)
                 group = []
-                if time.monotonic() - aside_at >= _ASIDE_S:
+                if time.monotonic() >= aside_at:
                     with self._lock:
                         aside = self._line.take_aside()
                     if aside is not None:
                         group = [aside]
                         self._commit(group, _ASIDE_PATIENCE_S)
+                    # Whoever is gone who kept this one waiting may have kept others waiting too.
                     aside_at = time.monotonic()
+                    if aside is None or not aside.settled:
+                        aside_at += _ASIDE_S
                 with self._lock:
                     group = self._line.take_barriers()
                 for request in group:
@@ -545,11 +548,14 @@ class Engine:
             self._write.close()  # with a transaction that is open, others would wait for its locks
             raise
 
-    def _wait_for_work(self) -> bool:
-        """Blocks until there is something to be done. Returns False when the engine stops."""
+    def _wait_for_work(self, aside_at: float) -> bool:
+        """Blocks until there is something to be done. Returns False when the engine stops.
+
+        What stepped aside is to be tried again at `aside_at`.
+        """
         with self._wake:
             if self._line.has_aside and not self._line:
-                self._wake.wait(_ASIDE_S)
+                self._wake.wait(max(0.0, aside_at - time.monotonic()))
             self._wake.wait_for(lambda: self._line or self._line.has_aside or self._stopping)
             # Those who were just told go on at once: one group of all of them, or two that take
             # turns, and each waits for both.

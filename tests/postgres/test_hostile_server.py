@@ -33,6 +33,7 @@ from tests.eventstore.events import created, new_event, session
 from tests.places import query
 from tests.postgres.network import relay
 from tests.postgres.server import execute
+from tests.postgres.test_operating import Hearing
 from tests.postgres.test_order import somebody_waits, until, waiting
 
 
@@ -147,6 +148,67 @@ async def test_what_steps_aside_is_refused_in_time(postgres: Place) -> None:
             assert {type(error) for error in told} == {StoreBusy}
             # One after the other they would have waited for half a minute.
             assert time.monotonic() - began < 20
+
+
+OTHER = session("other", app_name="other")
+
+
+async def append_to_a_stuck_app(
+    store: EventStore, place: Place, holder: psycopg.Connection[Any], sessions: int
+) -> list[asyncio.Future[Any]]:
+    """Locks the row of an app, and lets many sessions of it write a key of the app."""
+    cursors = await make(store, *(str(n) for n in range(sessions)))
+    holder.execute(
+        f"SELECT 1 FROM {place.schema}.streams WHERE kind = 'app' AND app_name = 'app' "
+        "FOR UPDATE".encode()
+    )
+    return [
+        store.append(session(str(n)), new_event(delta={"app": {"k": n}}), cursor)
+        for n, cursor in enumerate(cursors)
+    ]
+
+
+async def test_many_that_want_one_lock_hardly_keep_the_others_waiting(postgres: Place) -> None:
+    heard = Hearing()
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        loaded = await store.create(OTHER, created())
+        with psycopg.connect(postgres.url) as holder:
+            stuck = await append_to_a_stuck_app(store, postgres, holder, 60)
+            store.observe(heard)
+            await store.append(OTHER, new_event(), Cursor(loaded.stream.id, 1))
+            assert not any(each.done() for each in stuck)
+            assert sum(heard.waits) < 3
+        await asyncio.wait_for(asyncio.gather(*stuck), 60)
+
+
+async def test_those_that_wait_for_one_lock_go_on_together_once_it_is_free(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.engine._ASIDE_S", 5.0)
+    with closing(open_store(f"{postgres.target}&lock_timeout=60", BUILT_IN)) as store:
+        loaded = await store.create(OTHER, created())
+        with psycopg.connect(postgres.url) as holder:
+            stuck = await append_to_a_stuck_app(store, postgres, holder, 20)
+            # Done behind them, when they have stepped aside.
+            await store.append(OTHER, new_event(), Cursor(loaded.stream.id, 1))
+        # One by one it would take more than a minute.
+        await asyncio.wait_for(asyncio.gather(*stuck), 50)
+
+
+async def test_what_steps_aside_is_tried_once_more_when_its_time_is_up(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_store(f"{postgres.target}&lock_timeout=5", BUILT_IN)) as store:
+        loaded = await store.create(OTHER, created())
+        cursor = Cursor(loaded.stream.id, 1)
+        with psycopg.connect(postgres.url) as holder:
+            stuck = await append_to_a_stuck_app(store, postgres, holder, 5)
+            await store.append(OTHER, new_event(), cursor)
+            # As with so many others aside that their turn does not come.
+            monkeypatch.setattr("eventstore.postgres.line.Line.take_aside", lambda _: None)
+        while not all(each.done() for each in stuck):
+            await store.append(OTHER, new_event(), cursor)
+        await asyncio.gather(*stuck)
 
 
 async def test_closing_waits_for_what_came_before_only(postgres: Place) -> None:
