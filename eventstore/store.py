@@ -331,6 +331,9 @@ class MaintenanceTransaction(Snapshot, Protocol):
     ) -> bool:
         """Moves a checkpoint from where it is believed to be; False when it is not there."""
 
+    def lock_checkpoint(self, projection: Projection) -> None:
+        """Keeps others from moving a checkpoint until the transaction ends."""
+
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""
 

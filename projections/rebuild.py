@@ -209,6 +209,9 @@ class _Repair:
         self, scope: Scope, owners: Sequence[int], transaction: MaintenanceTransaction
     ) -> None:
         """Puts the rows of some streams right."""
+        if self._asynchronous:
+            # Else who follows the log writes rows between the two looks, at it and at them.
+            transaction.lock_checkpoint(self.projections[0])
         for projection, changes in self.compare(scope, owners, transaction):
             transaction.apply(projection, changes)
 

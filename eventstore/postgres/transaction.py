@@ -598,6 +598,10 @@ class MaintenanceTransaction(ReadTransaction):
         )
         return moved == 1
 
+    def lock_checkpoint(self, projection: Projection) -> None:
+        """Keeps others from moving a checkpoint until the transaction ends."""
+        self._do("lock_checkpoint", projection.name)
+
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""
         (table,) = self._one("unregister_projection", name)
@@ -629,7 +633,7 @@ class MaintenanceTransaction(ReadTransaction):
     def cut_over(self, projection: Projection, checkpoint: int | None) -> None:
         """Puts the shadow in the place of the table, which is retired, and notes the projection."""
         # In the order of those who follow the log: the checkpoint, then the table.
-        self._do("lock_checkpoint", projection.name)
+        self.lock_checkpoint(projection)
         shadow.swap(self.connection, self.schema, projection)
         self.register(projection, checkpoint)
 

@@ -25,7 +25,8 @@ from eventstore import (
     WrongExpectedVersion,
     open_store,
 )
-from projections import BUILT_IN, rebuild, run, verify
+from eventstore.postgres.transaction import MaintenanceTransaction
+from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, verify
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
 from tests.places import query
@@ -242,6 +243,33 @@ def test_a_snapshot_shows_the_tables_it_began_with(postgres: Place) -> None:
         threads[0].join()
         assert len(rows(store)["state"]) == 2
         assert verify(store, BUILT_IN).clean
+
+
+def test_who_puts_rows_right_keeps_followers_from_the_same_rows(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows would be newer than the checkpoint they were folded up to."""
+    look = MaintenanceTransaction.owned_rows
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        for _ in range(3):
+            asyncio.run(append(store, "a", {"session": {"k": 1}}))
+        followers = [threading.Thread(target=lambda: run(other, FOLLOWING))]
+
+        def look_late(transaction: MaintenanceTransaction, *arguments: Any) -> Any:
+            follower = followers[0]
+            if follower.ident is None:
+                follower.start()
+                until(lambda: not follower.is_alive() or waiting(postgres, "projections") == 1)
+            return look(transaction, *arguments)
+
+        monkeypatch.setattr(MaintenanceTransaction, "owned_rows", look_late)
+        (done,) = rebuild_scope(store, (), FOLLOWING, Scope("app"))
+        followers[0].join()
+        assert done.changed == 0
+        assert _count(store) == 4
+        assert verify(store, BUILT_IN, FOLLOWING).clean
 
 
 def _waits_for_a_table(place: Place) -> bool:
