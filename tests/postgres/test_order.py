@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -27,6 +28,7 @@ from eventstore import (
 )
 from eventstore.postgres.transaction import MaintenanceTransaction
 from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, verify
+from projections.transfer import export_log, import_log
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
 from tests.places import query
@@ -243,6 +245,36 @@ def test_a_snapshot_shows_the_tables_it_began_with(postgres: Place) -> None:
         threads[0].join()
         assert len(rows(store)["state"]) == 2
         assert verify(store, BUILT_IN).clean
+
+
+@pytest.mark.usefixtures("_patient")
+def test_beside_a_writer_the_log_is_exported_whole(postgres: Place, tmp_path: Path) -> None:
+    """Events are there behind a position that may still come: streams say so, and have them."""
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with _first_position_drawn_by(postgres, store, "a"):
+            asyncio.run(append(other, "b", {"session": {"k": 1}}))
+            assert store.snapshot(lambda s: s.head()) == 2
+            done = export_log(store, tmp_path / "log.jsonl")
+        assert done.events == 3
+        taken = import_log(tmp_path / "log.jsonl", tmp_path / "new.db", BUILT_IN)
+        assert taken.root == done.root
+
+
+@contextmanager
+def _first_position_drawn_by(place: Place, store: EventStore, name: str) -> Iterator[None]:
+    """An append to a session has drawn its position, and is committed only behind the block."""
+    with psycopg.connect(place.url) as holder:
+        of_it = (
+            "SELECT 1 FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id "
+            f"WHERE s.session_id = '{name}' FOR UPDATE OF t"
+        )
+        holder.execute(of_it.format(place.schema).encode())
+        late = in_thread(lambda: append(store, name, {"session": {"k": 1}}))
+        until(lambda: waiting(place, '"sessions"') == 1)
+        yield
+    late.join()
 
 
 def test_who_puts_rows_right_keeps_followers_from_the_same_rows(
