@@ -277,7 +277,7 @@ class Snapshot(Protocol):
         user_id: str | None = None,
         session_id: str | None = None,
     ) -> Sequence[int]:
-        """The positions of the last events, in order: of the log, or of streams with these ids.
+        """The positions of the last events up to the head, in order: of all, or of some streams.
 
         Where the ids are those of many streams it goes back through the log until it has enough.
         """

@@ -293,15 +293,15 @@ ORDER BY version DESC, id
 LIMIT $1;
 
 -- name: last_positions
-SELECT position FROM {s}.events ORDER BY position DESC LIMIT $1;
+SELECT position FROM {s}.events WHERE position <= $1 ORDER BY position DESC LIMIT $2;
 
 -- name: last_positions_of
 SELECT e.position
 FROM {s}.events AS e JOIN {s}.streams AS s ON s.id = e.stream_id
-WHERE s.nonce <> '' AND ($2::text IS NULL OR s.app_name = $2)
-      AND ($3::text IS NULL OR s.user_id = $3) AND ($4::text IS NULL OR s.session_id = $4)
+WHERE e.position <= $1 AND s.nonce <> '' AND ($3::text IS NULL OR s.app_name = $3)
+      AND ($4::text IS NULL OR s.user_id = $4) AND ($5::text IS NULL OR s.session_id = $5)
 ORDER BY e.position DESC
-LIMIT $1;
+LIMIT $2;
 
 -- name: next_recorded_at
 SELECT position, recorded_at FROM {s}.events WHERE position >= $1 ORDER BY position LIMIT 1;

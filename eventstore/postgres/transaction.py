@@ -362,12 +362,12 @@ class ReadTransaction(Reads):
         user_id: str | None = None,
         session_id: str | None = None,
     ) -> list[int]:
-        """The positions of the last events, in order: of the log, or of streams with these ids."""
+        """The positions of the last events up to the head, in order: of all, or of some streams."""
         names = (app_name, user_id, session_id)
         if names == (None, None, None):
-            rows = self._all("last_positions", count)
+            rows = self._all("last_positions", self._settled, count)
         else:
-            rows = self._all("last_positions_of", count, *names)
+            rows = self._all("last_positions_of", self._settled, count, *names)
         return [position for (position,) in reversed(rows)]
 
     def _table(self, projection: Projection) -> ProjectionTable:

@@ -28,6 +28,7 @@ from eventstore import (
 )
 from eventstore.postgres.transaction import MaintenanceTransaction
 from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, verify
+from projections.history import Filter, tail
 from projections.transfer import export_log, import_log
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
@@ -260,6 +261,21 @@ def test_beside_a_writer_the_log_is_exported_whole(postgres: Place, tmp_path: Pa
         assert done.events == 3
         taken = import_log(tmp_path / "log.jsonl", tmp_path / "new.db", BUILT_IN)
         assert taken.root == done.root
+
+
+@pytest.mark.usefixtures("_patient")
+def test_the_end_of_the_log_goes_on_without_saying_a_thing_twice(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with _first_position_drawn_by(postgres, store, "a"):
+            asyncio.run(append(other, "b", {"session": {"k": 1}}))
+            events = tail(store, last=2, follow=True)
+            seen = [next(events).position, next(events).position]
+        seen += [next(events).position, next(events).position]
+        assert seen == [1, 2, 3, 4]
+        whose = Filter(session_id="b")
+        assert [event.position for event in tail(store, whose)] == [2, 4]
 
 
 @contextmanager
