@@ -136,6 +136,8 @@ def _catch_up_and_cut_over(
         head = store.snapshot(lambda s: s.head())
         if head - after <= _EVENTS_PER_CUT_OVER and store.transact(cut_over):
             return events
+        if head <= after:
+            continue  # beside writers a server's head may go back, and comes again
         page = store.snapshot(partial(read_page, projections, after, head))
         for projection in projections:
             for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):

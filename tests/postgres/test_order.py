@@ -6,7 +6,9 @@ One transaction is held open in the middle by a lock of the test's: on a row, or
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from eventstore import (
     Cursor,
@@ -26,8 +29,11 @@ from eventstore import (
     WrongExpectedVersion,
     open_store,
 )
+from eventstore.postgres.locks import Locks
 from eventstore.postgres.transaction import MaintenanceTransaction
-from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, verify
+from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, status, verify
+from projections.cli import main
+from projections.folding import read_page
 from projections.history import Filter, tail
 from projections.transfer import export_log, import_log
 from tests.conftest import Place
@@ -291,6 +297,58 @@ def _first_position_drawn_by(place: Place, store: EventStore, name: str) -> Iter
         until(lambda: waiting(place, '"sessions"') == 1)
         yield
     late.join()
+
+
+def test_a_head_that_goes_back_is_folded_past_once(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer says above which position it will draw, and others have drawn since it looked."""
+
+    async def append_many() -> None:
+        stream = await store.load(session("a"), Window(last=0), lambda loaded: loaded.stream)
+        assert stream is not None
+        cursor = Cursor(stream.id, stream.conversation_version)
+        events = (store.append(session("a"), new_event(), cursor) for _ in range(1_100))
+        await asyncio.gather(*events)
+
+    def behind_the_fold(*_: int) -> None:
+        asyncio.run(append_many())
+        _say_drawing_above(postgres, holder, 1)
+
+    def read_once(*arguments: Any) -> Any:
+        page = read_page(*arguments)
+        holder.rollback()
+        return page
+
+    with (
+        closing(open_store(postgres.target, INLINE)) as store,
+        psycopg.connect(postgres.url) as holder,
+    ):
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        monkeypatch.setattr(sys.modules["projections.rebuild"], "read_page", read_once)
+        rebuild(store, INLINE, progress=behind_the_fold)
+        assert verify(store, INLINE).clean
+
+
+def test_nobody_is_ahead_of_a_head_that_goes_back(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        run(store, FOLLOWING)
+        with psycopg.connect(postgres.url) as holder:
+            _say_drawing_above(postgres, holder, 1)
+            assert store.snapshot(lambda s: s.head()) == 1
+            assert {each.lag for each in status(store)} == {0}
+            shown = ["projections", "status", "--db", postgres.target, "--format", "json"]
+            rows = json.loads(CliRunner().invoke(main, shown).output)["projections"]
+        assert {row["lag"] for row in rows if row["checkpoint"] is not None} == {0}
+
+
+def _say_drawing_above(place: Place, holder: psycopg.Connection[Any], position: int) -> None:
+    """Says so as a writer does, until the end of the holder's transaction."""
+    lock = Locks(place.schema).bounds + position
+    holder.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
 
 
 def test_who_puts_rows_right_keeps_followers_from_the_same_rows(
