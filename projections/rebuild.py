@@ -126,7 +126,8 @@ def _catch_up_and_cut_over(
         page = read_page(projections, after, min(head, after + _EVENTS_PER_CUT_OVER), transaction)
         if page.last < head:
             return False
-        for projection in projections:
+        # In the order of their tables, in which readers lock them.
+        for projection in sorted(projections, key=lambda p: p.table.name):
             transaction.apply_to_shadow(projection, page.changes(projection))
             transaction.cut_over(projection, None if projection in inline else head)
         events += page.count

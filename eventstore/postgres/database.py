@@ -235,7 +235,8 @@ def _upgrades(
     rows = connection.execute(queries(address.schema)["registered_projections"]).fetchall()
     stored = {name: version for name, version, _, checkpoint, *_ in rows if checkpoint is None}
     found = []
-    for projection in projections:
+    # In the order of their tables, in which readers lock them.
+    for projection in sorted(projections, key=lambda p: p.table.name):
         before = stored.get(projection.name, projection.version)
         select = projection.upgrades.get("postgresql", {}).get(before)
         if before >= projection.version or select is None:

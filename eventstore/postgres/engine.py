@@ -116,7 +116,7 @@ class Engine:
             f"{self.address.statement_timeout_s * 1000:.0f}ms",
         )
         self._read_timeouts = "SET LOCAL statement_timeout = '" + self._timeouts[1] + "'"
-        self._inline_tables = ", ".join(table.name for table in self.tables.values())
+        self._inline_tables = ", ".join(sorted(table.name for table in self.tables.values()))
         self._idle: list[Connection] = []
         self._borrowed: set[Connection] = set()
         self._reading: dict[Connection, float] = {}

@@ -65,9 +65,10 @@ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
 LIMIT 1;
 
 -- The tables of projections, to be locked before a snapshot is taken: a statement finds the table
--- that has the name now, also when rows of it are too young for the snapshot.
+-- that has the name now, also when rows of it are too young for the snapshot. In the order of their
+-- names, in which all lock more of them than one.
 -- name: tables_to_read
-SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ')
+SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ' ORDER BY c.relname)
 FROM {s}.projections AS p
 JOIN pg_namespace AS n ON n.nspname = '{s}'
 JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.table_name AND c.relkind IN ('r', 'p');

@@ -378,6 +378,28 @@ def test_who_puts_rows_right_keeps_followers_from_the_same_rows(
         assert verify(store, BUILT_IN, FOLLOWING).clean
 
 
+def test_who_reads_all_tables_and_who_replaces_them_do_not_wait_in_a_circle(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = MaintenanceTransaction.cut_over
+    heads: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        rebuild(store, BUILT_IN[:1])  # its row comes last now where nobody asks for an order
+        reader = threading.Thread(target=lambda: heads.append(other.snapshot(lambda s: s.head())))
+
+        def replace_slowly(*arguments: Any) -> None:
+            replace(*arguments)
+            if reader.ident is None:
+                reader.start()
+                until(lambda: _waits_for_a_table(postgres))
+
+        monkeypatch.setattr(MaintenanceTransaction, "cut_over", replace_slowly)
+        rebuild(store, BUILT_IN)
+        reader.join()
+        assert heads == [1]
+
+
 def _waits_for_a_table(place: Place) -> bool:
     with psycopg.connect(place.url, autocommit=True) as connection:
         row = connection.execute(
