@@ -301,21 +301,27 @@ class Engine:
         """
         self._usable()
         try:
-            with self._answering(self._settled) as (connection, (settled, tables)):
-                if whole:
-                    with self._lent() as holder:
-                        self._begin_alone(holder)
+            while True:
+                with self._answering(self._settled) as (connection, (settled, tables)):
+                    try:
                         self._begin_snapshot(connection, tables)
-                        connection.execute("SELECT 1")
-                        holder.execute("COMMIT")
-                    settled = 2**63 - 1
-                else:
-                    self._begin_snapshot(connection, tables)
-                connection.execute(_NO_IDLE_TIMEOUT)
-                reading = ReadTransaction(connection, self.address.schema, self._codecs, settled)
-                result = function(reading)
-                reading.finish()
-                return result
+                    except psycopg.errors.UndefinedTable:
+                        connection.execute("ROLLBACK")  # one was dropped since it was asked for
+                        continue
+                    connection.execute(_NO_IDLE_TIMEOUT)
+                    if whole:
+                        # Behind the tables: nobody appends while these are waited for.
+                        with self._answering(lambda c: c.execute("SELECT 1")) as (holder, _):
+                            self._begin_alone(holder)
+                            connection.execute("SELECT 1")
+                            holder.execute("COMMIT")
+                        settled = 2**63 - 1
+                    reading = ReadTransaction(
+                        connection, self.address.schema, self._codecs, settled
+                    )
+                    result = function(reading)
+                    reading.finish()
+                    return result
         except psycopg.Error as error:
             raise translate(self.address, error) from error
 

@@ -6,6 +6,7 @@ One transaction is held open in the middle by a lock of the test's: on a row, or
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import sys
@@ -32,6 +33,7 @@ from eventstore import (
 from eventstore.postgres.locks import Locks
 from eventstore.postgres.transaction import MaintenanceTransaction
 from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, status, verify
+from projections.asynchronous import drop
 from projections.cli import main
 from projections.folding import read_page
 from projections.history import Filter, tail
@@ -398,6 +400,59 @@ def test_who_reads_all_tables_and_who_replaces_them_do_not_wait_in_a_circle(
         rebuild(store, BUILT_IN)
         reader.join()
         assert heads == [1]
+
+
+def test_a_reader_goes_on_when_a_table_is_dropped_that_it_waits_for(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_now = MaintenanceTransaction.drop
+    heads: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        reader = threading.Thread(target=lambda: heads.append(other.snapshot(lambda s: s.head())))
+
+        def drop_slowly(*arguments: Any) -> str:
+            table = drop_now(*arguments)
+            reader.start()
+            until(lambda: _waits_for_a_table(postgres))
+            return table
+
+        monkeypatch.setattr(MaintenanceTransaction, "drop", drop_slowly)
+        drop(store, FOLLOWING[0].name)
+        reader.join()
+        assert heads == [1]
+
+
+def test_nobody_waits_for_a_reader_of_all_that_waits_for_a_table(postgres: Place) -> None:
+    found: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        look = functools.partial(other.snapshot, lambda s: s.head(), whole=True)
+        reader = threading.Thread(target=lambda: found.append(look()))
+        with psycopg.connect(postgres.url) as holder:
+            table = f"{postgres.schema}.{FOLLOWING[0].table.name}"
+            holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+            reader.start()
+            until(lambda: _waits_for_a_table(postgres))
+            asyncio.run(append(store, "a", {"session": {"k": 1}}))
+        reader.join()
+        assert found == [2]
+
+
+def test_a_reader_of_all_uses_no_connection_that_was_lost(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        # Two connections, of which this one is used only when two are needed again.
+        second = other.snapshot(lambda _: other.snapshot(_backend))
+        assert query(postgres.target, f"SELECT pg_terminate_backend({second}, 30000)") == [(True,)]
+        assert other.snapshot(lambda s: s.head(), whole=True) == 1
+
+
+def _backend(snapshot: Any) -> int:
+    (pid,) = snapshot.connection.execute("SELECT pg_backend_pid()").fetchone()
+    return int(pid)
 
 
 def _waits_for_a_table(place: Place) -> bool:
