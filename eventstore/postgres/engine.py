@@ -24,6 +24,7 @@ from eventstore.errors import (
     OutcomeUnknown,
     ServerUnavailable,
     StorageFailed,
+    StoreBusy,
     StoreClosed,
 )
 from eventstore.observer import Observer
@@ -475,22 +476,53 @@ class Engine:
         return max(0, int(before[0]) - int(after[0]))
 
     def rewrite(self, at_most_s: float | None) -> bool:
-        """Writes the log's table anew, while nobody uses it. False when it took too long."""
+        """Writes the log's table anew, while nobody uses it. False when it took too long.
+
+        Raises:
+            StoreBusy: somebody reads it all the time.
+        """
+        patience = self.address.lock_timeout_s if at_most_s is None else at_most_s
         try:
-            with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
+            with (
+                self._answering(lambda c: c.execute("SELECT 1")) as (connection, _),
+                self._answering(lambda c: c.execute("SELECT 1")) as (holder, _),
+            ):
                 timer = threading.Timer(at_most_s or 0, connection.cancel)
                 if at_most_s is not None:
                     timer.start()
                 try:
-                    connection.execute(f"VACUUM FULL {self.address.schema}.events")
+                    done = self._rewrite(connection, holder, time.monotonic() + patience)
                 finally:
                     timer.cancel()
                     if at_most_s is not None:
                         timer.join()  # or its cancel might meet the connection's next statement
-        except psycopg.errors.QueryCanceled:
+        except psycopg.errors.QueryCanceled as error:
+            if at_most_s is None:  # by a time limit of the server's or the role's
+                raise translate(self.address, error) from error
             return False
         except psycopg.Error as error:
             raise translate(self.address, error) from error
+        if not done and at_most_s is None:
+            reader = "a transaction that reads it, a long query or a dump"
+            raise StoreBusy(f"{self.address.schema}.events", patience, reader)
+        return done
+
+    def _rewrite(self, connection: Connection, holder: Connection, deadline: float) -> bool:
+        """Tries it without waiting for readers: all others would wait behind it."""
+        files = self._q["files_of_events"]
+        before: dict[str, int] = dict(connection.execute(files).fetchall())
+        left = list(before)
+        while left:
+            if time.monotonic() > deadline:
+                return False
+            self._begin_alone(holder)
+            holder.execute(_NO_IDLE_TIMEOUT)
+            for table in left:
+                connection.execute(f"VACUUM (FULL, SKIP_LOCKED) {table}")
+            holder.execute("COMMIT")
+            now: dict[str, int] = dict(connection.execute(files).fetchall())
+            left = [table for table in left if now[table] == before[table]]
+            time.sleep(_ALONE_PAUSE_S)
         return True
 
     def observe(self, observer: Observer) -> None:

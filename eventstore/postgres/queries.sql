@@ -537,6 +537,12 @@ SELECT 1 FROM {s}.projections WHERE name = $1 FOR UPDATE;
 UPDATE {s}.projections SET checkpoint = $1, failed_at = $2, failure = $3
 WHERE name = $4 AND version = $5 AND checkpoint = $6;
 
+-- The tables that events are in, with the files, of which each gets another when it is written anew.
+-- name: files_of_events
+SELECT format('{s}.%I', c.relname), c.relfilenode::bigint
+FROM pg_class AS c LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
+WHERE c.relkind = 'r' AND '{s}.events'::regclass IN (c.oid, i.inhparent);
+
 -- What the server itself knows to be wrong: indexes that are not whole, pages that failed their sum.
 -- name: check_files
 SELECT 'index ' || c.relname || ' is not valid'
