@@ -41,6 +41,7 @@ from eventstore.postgres.database import (
     active_inline,
     check_definition,
     check_schema,
+    hold_writers_off,
     prepare,
     schema_version,
 )
@@ -71,9 +72,7 @@ _ASIDE_S: Final = 0.1
 """After which those are tried again that could not have their locks."""
 _ASIDE_PATIENCE_S: Final = 0.01
 """How long the others wait for the locks of one of these."""
-_ALONE_PATIENCE_S: Final = 0.2
-"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
-_ALONE_PAUSE_S: Final = 0.05
+_REWRITE_PAUSE_S: Final = 0.05
 _WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
 """How long after its own timeouts a server that says nothing is given up."""
@@ -327,26 +326,9 @@ class Engine:
             raise translate(self.address, error) from error
 
     def _begin_alone(self, connection: Connection) -> None:
-        """Begins a transaction beside which nobody appends.
-
-        Asked for a moment at a time: while it waits for one that writes, which may be frozen, all
-        others wait behind it.
-        """
-        deadline = time.monotonic() + self.address.lock_timeout_s
-        patience = f"{min(_ALONE_PATIENCE_S, self.address.lock_timeout_s) * 1000:.0f}ms"
-        while True:
-            connection.execute(_MAINTENANCE)
-            try:
-                connection.execute(
-                    self._q["begin_maintenance_write"],
-                    (patience, self._timeouts[1], self.locks.appending),
-                )
-                return
-            except psycopg.errors.LockNotAvailable:
-                connection.execute("ROLLBACK")
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_ALONE_PAUSE_S)
+        """Begins a transaction beside which nobody appends."""
+        connection.execute(_MAINTENANCE)
+        hold_writers_off(connection, self.address, self.locks, self._timeouts[1])
 
     def _begin_snapshot(self, connection: Connection, tables: str) -> None:
         """Begins a snapshot, which the first statement takes that is a query.
@@ -522,7 +504,7 @@ class Engine:
             holder.execute("COMMIT")
             now: dict[str, int] = dict(connection.execute(files).fetchall())
             left = [table for table in left if now[table] == before[table]]
-            time.sleep(_ALONE_PAUSE_S)
+            time.sleep(_REWRITE_PAUSE_S)
         return True
 
     def observe(self, observer: Observer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import ClassVar
@@ -18,6 +19,7 @@ from eventstore import (
     MaintenanceTransaction,
     ProjectionMissing,
     StorageFailed,
+    StoreBusy,
     Stream,
     open_store,
 )
@@ -27,7 +29,7 @@ from tests.conftest import Place
 from tests.eventstore.events import SESSION, new_event, session
 from tests.places import query
 from tests.postgres.server import execute
-from tests.postgres.test_order import until
+from tests.postgres.test_order import somebody_waits, until
 from tests.processes import fresh_processes
 from tests.projections.test_own_projections import Told, ToldWho, say
 
@@ -200,6 +202,43 @@ def test_not_beside_a_rebuild(postgres: Place) -> None:
         with pytest.raises(MaintenanceRunning):
             open_store(postgres.target, [*BUILT_IN, ToldWho()])
     say_once(postgres.target, ToldWho())
+
+
+def test_nor_does_it_keep_others_waiting_beside_a_frozen_writer(postgres: Place) -> None:
+    say_once(postgres.target, Told())
+    with closing(open_store(postgres.target, [*BUILT_IN, Told()])) as store:
+        other = f"{postgres.target}&application_name=other"
+        starting = threading.Thread(target=start, args=(other, ToldWho()))
+        with psycopg.connect(postgres.url) as frozen:
+            lock = Locks(postgres.schema).appending
+            frozen.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
+            starting.start()
+            until(lambda: somebody_waits(postgres))
+            for _ in range(5):
+                asyncio.run(say(store))
+            assert starting.is_alive()
+        starting.join()
+    with closing(open_store(postgres.target, [*BUILT_IN, ToldWho()])) as store:
+        assert verify(store, [*BUILT_IN, ToldWho()]).clean
+
+
+def start_beside_another(target: str) -> None:
+    with pytest.raises(StoreBusy):
+        open_store(f"{target}&lock_timeout=0.1", [*BUILT_IN, ToldWho()])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_another_that_migrates_is_waited_for_as_long_as_for_any_lock(
+    postgres: Place, there: bool
+) -> None:
+    if there:
+        say_once(postgres.target, Told())
+    starting = threading.Thread(target=start_beside_another, args=(postgres.target,))
+    with psycopg.connect(postgres.url) as other:
+        lock = Locks(postgres.schema).migrating
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        starting.start()
+        until(lambda: not starting.is_alive())
 
 
 def test_a_role_that_cannot_replace_a_table_keeps_nobody_off(postgres_database: str) -> None:
