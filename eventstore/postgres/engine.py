@@ -308,7 +308,7 @@ class Engine:
                     except psycopg.errors.UndefinedTable:
                         connection.execute("ROLLBACK")  # one was dropped since it was asked for
                         continue
-                    connection.execute(_NO_IDLE_TIMEOUT)
+                    _let_last(connection)
                     if whole:
                         # Behind the tables: nobody appends while these are waited for.
                         with self._answering(lambda c: c.execute("SELECT 1")) as (holder, _):
@@ -367,6 +367,7 @@ class Engine:
                     connection.execute(_MAINTENANCE)
                 else:
                     self._begin_alone(connection)
+                _let_last(connection)
                 connection.execute(self._q["maintenance_settings"], self._timeouts)
                 transaction = MaintenanceTransaction(
                     connection, self.address.schema, self._codecs, self.tables
@@ -394,9 +395,7 @@ class Engine:
         try:
             with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
                 connection.execute(_MAINTENANCE)
-                connection.execute(_NO_IDLE_TIMEOUT)
-                if connection.info.server_version >= _TRANSACTION_TIMEOUT:
-                    connection.execute("SET LOCAL transaction_timeout = 0")
+                _let_last(connection)
                 taken = connection.execute(
                     self._q["try_lock"], (self.locks.maintaining,)
                 ).fetchone()
@@ -498,7 +497,7 @@ class Engine:
             if time.monotonic() > deadline:
                 return False
             self._begin_alone(holder)
-            holder.execute(_NO_IDLE_TIMEOUT)
+            _let_last(holder)
             for table in left:
                 connection.execute(f"VACUUM (FULL, SKIP_LOCKED) {table}")
             holder.execute("COMMIT")
@@ -652,6 +651,13 @@ class Engine:
                 _log.warning(
                     "%s: nothing heard of the server, connecting again", self.address.shown
                 )
+
+
+def _let_last(connection: Connection) -> None:
+    """Lets a transaction take its time, whatever the role's settings say."""
+    connection.execute(_NO_IDLE_TIMEOUT)
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT:
+        connection.execute("SET LOCAL transaction_timeout = 0")
 
 
 def _start(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -31,7 +31,6 @@ SELECT set_config('lock_timeout', $1, true),
 -- name: maintenance_settings
 SELECT set_config('lock_timeout', $1, true),
        set_config('statement_timeout', $2, true),
-       set_config('idle_in_transaction_session_timeout', '0', true),
        set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true),
