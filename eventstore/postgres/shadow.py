@@ -22,6 +22,7 @@ from eventstore.postgres.tables import (
     create_indexes,
     create_table,
     create_views,
+    index_copy,
 )
 from eventstore.projection import Projection
 
@@ -104,11 +105,11 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
         views = _dependent_views(connection, schema, live)
         indexes = _user_indexes(connection, schema, live)
         copies = _user_indexes(connection, schema, _shadow(live))
-        for name in projection.table.indexes:
+        for number, name in enumerate(projection.table.indexes):
             if indexes.pop(name, None) is not None:
                 retired = f"{_retired(name)}"
                 connection.execute(f'ALTER INDEX {schema}."{name}" RENAME TO "{retired}"')
-            copies.pop(f"{_shadow(live)}_{name}", None)
+            copies.pop(index_copy(_shadow(live), number), None)
         constraint = _primary_key(connection, schema, live)
         retire(connection, schema, live)
         if constraint:
@@ -129,8 +130,8 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
         _follow(connection, schema, live, views)
     else:
         _rename(connection, schema, _shadow(live), live)
-    for name in projection.table.indexes:
-        copy = f"{_shadow(live)}_{name}"
+    for number, name in enumerate(projection.table.indexes):
+        copy = index_copy(_shadow(live), number)
         connection.execute(f'ALTER INDEX {schema}."{copy}" RENAME TO "{name}"')
     constraint = _primary_key(connection, schema, live)
     if constraint and constraint != f"{live}_pkey":
