@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -71,8 +72,19 @@ def fits(connection: Connection, schema: str, projection: Projection) -> bool:
 
 
 def make(connection: Connection, schema: str, projection: Projection) -> None:
-    """Makes the empty shadow, with a copy of each index that a user put on the live table."""
+    """Makes the empty shadow, with a copy of each index that a user put on the live table.
+
+    Raises:
+        SchemaAltered: the live table has what a new one would not have.
+    """
     live = projection.table.name
+    if _is_row_secured(connection, schema, live):
+        raise SchemaAltered(
+            f"{schema}.{live}",
+            "has row level security, which the table would lose",
+            f'ALTER TABLE {schema}."{live}" DISABLE ROW LEVEL SECURITY, try again, then make its '
+            "policies anew.",
+        )
     connection.execute(create_table(projection, schema, _shadow(live)))
     for sql in create_indexes(projection, schema, _shadow(live)):
         connection.execute(sql)
@@ -125,8 +137,7 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
                     f'ALTER INDEX {schema}."{name}" RENAME TO "{_retired(live)}_{number}"'
                 )
                 connection.execute(f'ALTER INDEX {schema}."{copy}" RENAME TO "{name}"')
-        for grant in grants:
-            connection.execute(grant)
+        _grant(connection, grants)
         _follow(connection, schema, live, views)
     else:
         _rename(connection, schema, _shadow(live), live)
@@ -174,8 +185,14 @@ def _give_back(
         for name in names:
             # Also of a view: PostgreSQL has one statement for both.
             connection.execute(f'ALTER TABLE {schema}."{name}" OWNER TO {owner}')
+    _grant(connection, grants)
+
+
+def _grant(connection: Connection, grants: list[str]) -> None:
     for grant in grants:
-        connection.execute(grant)
+        # The new version of the table may lack a column.
+        with suppress(psycopg.errors.UndefinedColumn), connection.transaction():
+            connection.execute(grant)
 
 
 def _lock_alone(connection: Connection, schema: str, name: str) -> None:
@@ -234,6 +251,14 @@ def _exists(connection: Connection, schema: str, name: str) -> bool:
     return found is not None and bool(found[0])
 
 
+def _is_row_secured(connection: Connection, schema: str, name: str) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM pg_class WHERE oid = to_regclass($1) AND relrowsecurity",
+        (f'{schema}."{name}"',),
+    )
+    return row.fetchone() is not None
+
+
 def _copy_name(live: str, number: int) -> str:
     return f"{_shadow(live)}_{number}"
 
@@ -274,12 +299,17 @@ def _owner(connection: Connection, schema: str, name: str) -> str | None:
 
 
 def _grants(connection: Connection, schema: str, name: str) -> list[str]:
-    """The statements that give others the privileges which they have on a table."""
+    """The statements that give others the privileges which they have on a table or columns."""
     rows = connection.execute(
         "SELECT a.privilege_type, CASE WHEN a.grantee = 0 THEN 'PUBLIC' "
         "ELSE quote_ident(pg_get_userbyid(a.grantee)) END, a.is_grantable "
         "FROM pg_class AS c, aclexplode(c.relacl) AS a "
-        "WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner",
+        "WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner "
+        "UNION ALL "
+        "SELECT format('%s (%I)', a.privilege_type, k.attname), CASE WHEN a.grantee = 0 "
+        "THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END, a.is_grantable "
+        "FROM pg_class AS c JOIN pg_attribute AS k ON k.attrelid = c.oid, "
+        "aclexplode(k.attacl) AS a WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner",
         (f'{schema}."{name}"',),
     ).fetchall()
     return [
@@ -290,10 +320,11 @@ def _grants(connection: Connection, schema: str, name: str) -> list[str]:
 
 
 def _dependent_views(connection: Connection, schema: str, name: str) -> list[tuple[str, str]]:
-    """Views of others over a table: their names, and what they select."""
+    """Views of others over a table: their names with their options, and what they select."""
     connection.execute("SET LOCAL search_path = pg_catalog")  # so that names come out qualified
     return connection.execute(
-        "SELECT DISTINCT quote_ident(n.nspname) || '.' || quote_ident(v.relname), "
+        "SELECT DISTINCT format('%I.%I', n.nspname, v.relname) "
+        "|| coalesce(' WITH (' || array_to_string(v.reloptions, ', ') || ')', ''), "
         "pg_get_viewdef(v.oid) "
         "FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid "
         "JOIN pg_class AS v ON v.oid = r.ev_class JOIN pg_namespace AS n ON n.oid = v.relnamespace "
