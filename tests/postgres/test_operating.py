@@ -474,6 +474,17 @@ def test_urls_that_make_no_sense(url: str, reason: str) -> None:
         open_store(url, BUILT_IN)
 
 
+def test_words_of_sql_are_no_names_of_schemas(postgres: Place) -> None:
+    words = query(postgres.url + "?schema=s", "SELECT word, catcode FROM pg_get_keywords()")
+    assert len(words) > 400
+    for word, kind in words:
+        if kind in "RT":
+            with pytest.raises(PathUnusable, match=f"the schema {word}, which is a word of SQL"):
+                open_store(f"postgresql://h/d?schema={word}", BUILT_IN)
+        else:
+            schema_ddl(BUILT_IN, schema=word)
+
+
 # What every command does with a URL.
 
 
