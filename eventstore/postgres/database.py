@@ -207,9 +207,8 @@ def hold_writers_off(
     while True:
         try:
             with connection.transaction():
-                connection.execute(
-                    q["begin_maintenance_write"], (patience, statement_timeout, locks.appending)
-                )
+                connection.execute(q["set_timeouts"], (patience, statement_timeout))
+                connection.execute(q["take_lock"], (locks.appending,))
             break
         except psycopg.errors.LockNotAvailable:
             if time.monotonic() > deadline:

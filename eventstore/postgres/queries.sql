@@ -22,11 +22,6 @@ SELECT set_config('lock_timeout', $1, true),
        pg_advisory_xact_lock_shared($6 + (SELECT last_value - (NOT is_called)::int
                                           FROM {s}.positions));
 
--- name: begin_maintenance_write
-SELECT set_config('lock_timeout', $1, true),
-       set_config('statement_timeout', $2, true),
-       pg_advisory_xact_lock($3);
-
 -- As in `begin_write`. In a long transaction the server does not even hear how large its tables are.
 -- name: maintenance_settings
 SELECT set_config('lock_timeout', $1, true),
