@@ -91,6 +91,9 @@ def test_a_role_whose_transactions_must_be_short(monkeypatch: pytest.MonkeyPatch
         execute(server.url(), "SELECT pg_sleep(1.2)")
         return snapshot.head()
 
+    async def ping() -> None:
+        await store.ping()
+
     with running() as server:
         execute(
             server.url(),
@@ -104,6 +107,11 @@ def test_a_role_whose_transactions_must_be_short(monkeypatch: pytest.MonkeyPatch
                 both = partial(store.snapshot, lambda s: (whole(), s.head()))
                 all_ = store.transact(lambda t: (both(), t.head()), beside_writers=True)
                 assert all_ == ((0, 0), 0)
+            monkeypatch.setattr("eventstore.postgres.engine._READ_AGAIN_S", 0.1)
+            with psycopg.connect(server.url()) as holder:
+                holder.execute("LOCK TABLE adk_eventstore.state IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(ServerUnavailable, match="transaction timeout"):
+                    asyncio.run(ping())
 
 
 class Leaves(Projection):
