@@ -277,7 +277,7 @@ class Snapshot(Protocol):
         user_id: str | None = None,
         session_id: str | None = None,
     ) -> Sequence[int]:
-        """The positions of the last events, in order: of the log, or of streams with these ids.
+        """The positions of the last events up to the head, in order: of all, or of some streams.
 
         Where the ids are those of many streams it goes back through the log until it has enough.
         """
@@ -330,6 +330,9 @@ class MaintenanceTransaction(Snapshot, Protocol):
         failure: str | None = None,
     ) -> bool:
         """Moves a checkpoint from where it is believed to be; False when it is not there."""
+
+    def lock_checkpoint(self, projection: Projection) -> None:
+        """Keeps others from moving a checkpoint until the transaction ends."""
 
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""

@@ -79,7 +79,7 @@ def _status(name: str, row: Registered, head: int) -> Status:
         row.version,
         row.checkpoint is None,
         checkpoint,
-        head - checkpoint,
+        max(head - checkpoint, 0),  # beside writers a server's head may go back
         row.failed_at,
         row.failure,
     )

@@ -126,7 +126,8 @@ def _catch_up_and_cut_over(
         page = read_page(projections, after, min(head, after + _EVENTS_PER_CUT_OVER), transaction)
         if page.last < head:
             return False
-        for projection in projections:
+        # In the order of their tables, in which readers lock them.
+        for projection in sorted(projections, key=lambda p: p.table.name):
             transaction.apply_to_shadow(projection, page.changes(projection))
             transaction.cut_over(projection, None if projection in inline else head)
         events += page.count
@@ -136,6 +137,8 @@ def _catch_up_and_cut_over(
         head = store.snapshot(lambda s: s.head())
         if head - after <= _EVENTS_PER_CUT_OVER and store.transact(cut_over):
             return events
+        if head <= after:
+            continue  # beside writers a server's head may go back, and comes again
         page = store.snapshot(partial(read_page, projections, after, head))
         for projection in projections:
             for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):
@@ -209,6 +212,9 @@ class _Repair:
         self, scope: Scope, owners: Sequence[int], transaction: MaintenanceTransaction
     ) -> None:
         """Puts the rows of some streams right."""
+        if self._asynchronous:
+            # Else who follows the log writes rows between the two looks, at it and at them.
+            transaction.lock_checkpoint(self.projections[0])
         for projection, changes in self.compare(scope, owners, transaction):
             transaction.apply(projection, changes)
 

@@ -13,6 +13,17 @@ __all__ = ["DEFAULT_SCHEMA", "Address", "parse_url"]
 
 DEFAULT_SCHEMA: Final = "adk_eventstore"
 _SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}")
+_WORDS: Final = """
+all analyse analyze and any array as asc asymmetric authorization binary both case cast check
+collate collation column concurrently constraint create cross current_catalog current_date
+current_role current_schema current_time current_timestamp current_user default deferrable desc
+distinct do else end except false fetch for foreign freeze from full grant group having ilike in
+initially inner intersect into is isnull join lateral leading left like limit localtime
+localtimestamp natural not notnull null offset on only or order outer overlaps placing primary
+references returning right select session_user similar some symmetric system_user table
+tablesample then to trailing true union unique user using variadic verbose when where window with
+"""
+"""Words of SQL that are no names unless they are quoted, of all versions of the server."""
 _LOCK_TIMEOUT_S: Final = 30.0
 _STATEMENT_TIMEOUT_S: Final = 60.0
 
@@ -74,6 +85,12 @@ def parse_url(url: str, schema: str | None = None) -> Address:
         raise PathUnusable(
             people,
             "names a schema that is not of small letters, digits and underscores",
+            "Pass another one: schema=...",
+        )
+    if name in _WORDS.split():
+        raise PathUnusable(
+            people,
+            f"names the schema {name}, which is a word of SQL",
             "Pass another one: schema=...",
         )
     return Address(with_query({**_DEFAULTS, **query}), people, name, lock_s, statement_s)

@@ -259,6 +259,8 @@ def translate(address: Address, error: BaseException) -> BaseException:
             return StoreBusy(shown, 0.0, "other transactions that wait for each other")
         case "57014":
             return TimedOut(shown, address.statement_timeout_s)
+        case "25P03" | "25P04":  # it took longer than a transaction of the role may, or idled
+            return _unavailable(address, error)
         case "53100":
             return StorageFailed(shown, "the server's disk is full")
         case "54000":

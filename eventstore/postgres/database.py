@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -32,6 +33,7 @@ __all__ = [
     "check_definition",
     "check_schema",
     "ddl",
+    "hold_writers_off",
     "pending_migrations",
     "prepare",
     "schema_version",
@@ -40,6 +42,9 @@ __all__ = [
 _OURS: Final = ("streams", "events", "codecs", "projections", "maintenance", "adk_events")
 _ADK: Final = {"sessions", "events", "app_states", "user_states"}
 _TRIGGERS: Final = {"events_no_change", "events_no_truncate"}
+_ALONE_PATIENCE_S: Final = 0.2
+"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
+_ALONE_PAUSE_S: Final = 0.05
 _REBUILD: Final = "Run: rebuild-projections --db '{path}'"
 
 _log = logging.getLogger(__name__)
@@ -150,7 +155,7 @@ def _migrate(
 ) -> None:
     schema = address.schema
     with _writing(connection):
-        connection.execute(queries(schema)["take_lock"], (locks.migrating,))
+        _wait_for_others(connection, address, locks)
         version = _version(connection, address)  # somebody may have done it meanwhile
         if version < schema_version():
             if version == 0 and not _has_schema(connection, schema):
@@ -177,6 +182,41 @@ def _writing(connection: Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
+def _wait_for_others(connection: Connection, address: Address, locks: Locks) -> None:
+    """Waits until nobody else migrates, for as long as for any lock."""
+    q = queries(address.schema)
+    connection.execute(q["set_timeouts"], (_patience(address.lock_timeout_s), "0"))
+    connection.execute(q["take_lock"], (locks.migrating,))
+
+
+def _patience(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms"
+
+
+def hold_writers_off(
+    connection: Connection, address: Address, locks: Locks, statement_timeout: str
+) -> None:
+    """Takes the lock beside which nobody appends, inside a transaction.
+
+    Asked for a moment at a time: while it waits for one that writes, which may be frozen, all
+    others wait behind it. The time limits are set for the transaction.
+    """
+    deadline = time.monotonic() + address.lock_timeout_s
+    patience = _patience(min(_ALONE_PATIENCE_S, address.lock_timeout_s))
+    q = queries(address.schema)
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(q["set_timeouts"], (patience, statement_timeout))
+                connection.execute(q["take_lock"], (locks.appending,))
+            break
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_ALONE_PAUSE_S)
+    connection.execute(q["set_timeouts"], (_patience(address.lock_timeout_s), statement_timeout))
+
+
 def _upgrade(
     connection: Connection, address: Address, locks: Locks, projections: Sequence[Projection]
 ) -> None:
@@ -192,7 +232,7 @@ def _upgrade(
         return
     q = queries(address.schema)
     with _writing(connection):
-        connection.execute(q["take_lock"], (locks.migrating,))
+        _wait_for_others(connection, address, locks)
         if not _upgrades(connection, address, projections):
             return  # somebody has done it meanwhile
         (taken,) = connection.execute(q["try_lock"], (locks.maintaining,)).fetchone() or (False,)
@@ -200,8 +240,7 @@ def _upgrade(
             raise MaintenanceRunning(
                 address.shown, "bring its tables up to date", "another process"
             )
-        patience = f"{address.lock_timeout_s * 1000:.0f}ms"
-        connection.execute(q["begin_maintenance_write"], (patience, "0", locks.appending))
+        hold_writers_off(connection, address, locks, "0")
         # Asked again: a rebuild may have ended just before the lock was free.
         for projection, select in _upgrades(connection, address, projections):
             try:
@@ -235,7 +274,8 @@ def _upgrades(
     rows = connection.execute(queries(address.schema)["registered_projections"]).fetchall()
     stored = {name: version for name, version, _, checkpoint, *_ in rows if checkpoint is None}
     found = []
-    for projection in projections:
+    # In the order of their tables, in which readers lock them.
+    for projection in sorted(projections, key=lambda p: p.table.name):
         before = stored.get(projection.name, projection.version)
         select = projection.upgrades.get("postgresql", {}).get(before)
         if before >= projection.version or select is None:

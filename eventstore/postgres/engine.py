@@ -24,6 +24,7 @@ from eventstore.errors import (
     OutcomeUnknown,
     ServerUnavailable,
     StorageFailed,
+    StoreBusy,
     StoreClosed,
 )
 from eventstore.observer import Observer
@@ -40,6 +41,7 @@ from eventstore.postgres.database import (
     active_inline,
     check_definition,
     check_schema,
+    hold_writers_off,
     prepare,
     schema_version,
 )
@@ -70,9 +72,7 @@ _ASIDE_S: Final = 0.1
 """After which those are tried again that could not have their locks."""
 _ASIDE_PATIENCE_S: Final = 0.01
 """How long the others wait for the locks of one of these."""
-_ALONE_PATIENCE_S: Final = 0.2
-"""How long maintenance asks to be alone at a time, while which appends wait behind it."""
-_ALONE_PAUSE_S: Final = 0.05
+_REWRITE_PAUSE_S: Final = 0.05
 _WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
 """How long after its own timeouts a server that says nothing is given up."""
@@ -116,7 +116,7 @@ class Engine:
             f"{self.address.statement_timeout_s * 1000:.0f}ms",
         )
         self._read_timeouts = "SET LOCAL statement_timeout = '" + self._timeouts[1] + "'"
-        self._inline_tables = ", ".join(table.name for table in self.tables.values())
+        self._inline_tables = ", ".join(sorted(table.name for table in self.tables.values()))
         self._idle: list[Connection] = []
         self._borrowed: set[Connection] = set()
         self._reading: dict[Connection, float] = {}
@@ -311,43 +311,34 @@ class Engine:
         """
         self._usable()
         try:
-            with self._answering(self._settled) as (connection, (settled, tables)):
-                if whole:
-                    with self._lent() as holder:
-                        self._begin_alone(holder)
+            while True:
+                with self._answering(self._settled) as (connection, (settled, tables)):
+                    try:
                         self._begin_snapshot(connection, tables)
-                        connection.execute("SELECT 1")
-                        holder.execute("COMMIT")
-                    settled = 2**63 - 1
-                else:
-                    self._begin_snapshot(connection, tables)
-                connection.execute(_NO_IDLE_TIMEOUT)
-                reading = ReadTransaction(connection, self.address.schema, self._codecs, settled)
-                result = function(reading)
-                reading.finish()
-                return result
+                    except psycopg.errors.UndefinedTable:
+                        connection.execute("ROLLBACK")  # one was dropped since it was asked for
+                        continue
+                    _let_last(connection)
+                    if whole:
+                        # Behind the tables: nobody appends while these are waited for.
+                        with self._answering(lambda c: c.execute("SELECT 1")) as (holder, _):
+                            self._begin_alone(holder)
+                            connection.execute("SELECT 1")
+                            holder.execute("COMMIT")
+                        settled = 2**63 - 1
+                    reading = ReadTransaction(
+                        connection, self.address.schema, self._codecs, settled
+                    )
+                    result = function(reading)
+                    reading.finish()
+                    return result
         except psycopg.Error as error:
             raise translate(self.address, error) from error
 
     def _begin_alone(self, connection: Connection) -> None:
-        """Begins a transaction beside which nobody appends.
-
-        Asked for a moment at a time: while it waits for one that writes, which may be frozen, all
-        others wait behind it.
-        """
-        deadline = time.monotonic() + self.address.lock_timeout_s
-        patience = f"{min(_ALONE_PATIENCE_S, self.address.lock_timeout_s) * 1000:.0f}ms"
-        while True:
-            connection.execute(_MAINTENANCE)
-            try:
-                connection.execute(self._q["set_timeouts"], (patience, self._timeouts[1]))
-                connection.execute(self._q["take_lock"], (self.locks.appending,))
-                return
-            except psycopg.errors.LockNotAvailable:
-                connection.execute("ROLLBACK")
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_ALONE_PAUSE_S)
+        """Begins a transaction beside which nobody appends."""
+        connection.execute(_MAINTENANCE)
+        hold_writers_off(connection, self.address, self.locks, self._timeouts[1])
 
     def _begin_snapshot(self, connection: Connection, tables: str) -> None:
         """Begins a snapshot, which the first statement takes that is a query.
@@ -390,6 +381,7 @@ class Engine:
                     connection.execute(_MAINTENANCE)
                 else:
                     self._begin_alone(connection)
+                _let_last(connection)
                 connection.execute(self._q["maintenance_settings"], (*self._timeouts, full))
                 transaction = MaintenanceTransaction(
                     connection, self.address.schema, self._codecs, self.tables
@@ -417,9 +409,7 @@ class Engine:
         try:
             with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
                 connection.execute(_MAINTENANCE)
-                connection.execute(_NO_IDLE_TIMEOUT)
-                if connection.info.server_version >= _TRANSACTION_TIMEOUT:
-                    connection.execute("SET LOCAL transaction_timeout = 0")
+                _let_last(connection)
                 taken = connection.execute(
                     self._q["try_lock"], (self.locks.maintaining,)
                 ).fetchone()
@@ -481,22 +471,53 @@ class Engine:
         return max(0, int(before[0]) - int(after[0]))
 
     def rewrite(self, at_most_s: float | None) -> bool:
-        """Writes the log's table anew, while nobody uses it. False when it took too long."""
+        """Writes the log's table anew, while nobody uses it. False when it took too long.
+
+        Raises:
+            StoreBusy: somebody reads it all the time.
+        """
+        patience = self.address.lock_timeout_s if at_most_s is None else at_most_s
         try:
-            with self._answering(lambda c: c.execute("SELECT 1")) as (connection, _):
+            with (
+                self._answering(lambda c: c.execute("SELECT 1")) as (connection, _),
+                self._answering(lambda c: c.execute("SELECT 1")) as (holder, _),
+            ):
                 timer = threading.Timer(at_most_s or 0, connection.cancel)
                 if at_most_s is not None:
                     timer.start()
                 try:
-                    connection.execute(f"VACUUM FULL {self.address.schema}.events")
+                    done = self._rewrite(connection, holder, time.monotonic() + patience)
                 finally:
                     timer.cancel()
                     if at_most_s is not None:
                         timer.join()  # or its cancel might meet the connection's next statement
-        except psycopg.errors.QueryCanceled:
+        except psycopg.errors.QueryCanceled as error:
+            if at_most_s is None:  # by a time limit of the server's or the role's
+                raise translate(self.address, error) from error
             return False
         except psycopg.Error as error:
             raise translate(self.address, error) from error
+        if not done and at_most_s is None:
+            reader = "a transaction that reads it, a long query or a dump"
+            raise StoreBusy(f"{self.address.schema}.events", patience, reader)
+        return done
+
+    def _rewrite(self, connection: Connection, holder: Connection, deadline: float) -> bool:
+        """Tries it without waiting for readers: all others would wait behind it."""
+        files = self._q["files_of_events"]
+        before: dict[str, int] = dict(connection.execute(files).fetchall())
+        left = list(before)
+        while left:
+            if time.monotonic() > deadline:
+                return False
+            self._begin_alone(holder)
+            _let_last(holder)
+            for table in left:
+                connection.execute(f"VACUUM (FULL, SKIP_LOCKED) {table}")
+            holder.execute("COMMIT")
+            now: dict[str, int] = dict(connection.execute(files).fetchall())
+            left = [table for table in left if now[table] == before[table]]
+            time.sleep(_REWRITE_PAUSE_S)
         return True
 
     def observe(self, observer: Observer) -> None:
@@ -651,6 +672,13 @@ class Engine:
                 _log.warning(
                     "%s: nothing heard of the server, connecting again", self.address.shown
                 )
+
+
+def _let_last(connection: Connection) -> None:
+    """Lets a transaction take its time, whatever the role's settings say."""
+    connection.execute(_NO_IDLE_TIMEOUT)
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT:
+        connection.execute("SET LOCAL transaction_timeout = 0")
 
 
 def _start(name: str, target: Callable[[], None]) -> threading.Thread:

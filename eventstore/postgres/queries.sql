@@ -21,16 +21,10 @@ SELECT set_config('idle_in_transaction_session_timeout', $1, true),
        pg_advisory_xact_lock_shared($5 + (SELECT last_value - (NOT is_called)::int
                                           FROM {s}.positions));
 
--- name: begin_maintenance_write
-SELECT set_config('lock_timeout', $1, true),
-       set_config('statement_timeout', $2, true),
-       pg_advisory_xact_lock($3);
-
 -- As in `begin_write`. In a long transaction the server does not even hear how large its tables are.
 -- name: maintenance_settings
 SELECT set_config('lock_timeout', $1, true),
        set_config('statement_timeout', $2, true),
-       set_config('idle_in_transaction_session_timeout', '0', true),
        set_config('synchronous_commit',
                   CASE WHEN $3 AND current_setting('synchronous_commit') IN ('off', 'local')
                        THEN 'on' ELSE current_setting('synchronous_commit') END, true),
@@ -68,9 +62,10 @@ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
 LIMIT 1;
 
 -- The tables of projections, to be locked before a snapshot is taken: a statement finds the table
--- that has the name now, also when rows of it are too young for the snapshot.
+-- that has the name now, also when rows of it are too young for the snapshot. In the order of their
+-- names, in which all lock more of them than one.
 -- name: tables_to_read
-SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ')
+SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ' ORDER BY c.relname)
 FROM {s}.projections AS p
 JOIN pg_namespace AS n ON n.nspname = '{s}'
 JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.table_name AND c.relkind IN ('r', 'p');
@@ -296,15 +291,15 @@ ORDER BY version DESC, id
 LIMIT $1;
 
 -- name: last_positions
-SELECT position FROM {s}.events ORDER BY position DESC LIMIT $1;
+SELECT position FROM {s}.events WHERE position <= $1 ORDER BY position DESC LIMIT $2;
 
 -- name: last_positions_of
 SELECT e.position
 FROM {s}.events AS e JOIN {s}.streams AS s ON s.id = e.stream_id
-WHERE s.nonce <> '' AND ($2::text IS NULL OR s.app_name = $2)
-      AND ($3::text IS NULL OR s.user_id = $3) AND ($4::text IS NULL OR s.session_id = $4)
+WHERE e.position <= $1 AND s.nonce <> '' AND ($3::text IS NULL OR s.app_name = $3)
+      AND ($4::text IS NULL OR s.user_id = $4) AND ($5::text IS NULL OR s.session_id = $5)
 ORDER BY e.position DESC
-LIMIT $1;
+LIMIT $2;
 
 -- name: next_recorded_at
 SELECT position, recorded_at FROM {s}.events WHERE position >= $1 ORDER BY position LIMIT 1;
@@ -538,6 +533,12 @@ SELECT 1 FROM {s}.projections WHERE name = $1 FOR UPDATE;
 -- name: move_checkpoint
 UPDATE {s}.projections SET checkpoint = $1, failed_at = $2, failure = $3
 WHERE name = $4 AND version = $5 AND checkpoint = $6;
+
+-- The tables that events are in, with the files, of which each gets another when it is written anew.
+-- name: files_of_events
+SELECT format('{s}.%I', c.relname), c.relfilenode::bigint
+FROM pg_class AS c LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
+WHERE c.relkind = 'r' AND '{s}.events'::regclass IN (c.oid, i.inhparent);
 
 -- What the server itself knows to be wrong: indexes that are not whole, pages that failed their sum.
 -- name: check_files

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -22,6 +23,7 @@ from eventstore.postgres.tables import (
     create_indexes,
     create_table,
     create_views,
+    index_copy,
 )
 from eventstore.projection import Projection
 
@@ -70,8 +72,19 @@ def fits(connection: Connection, schema: str, projection: Projection) -> bool:
 
 
 def make(connection: Connection, schema: str, projection: Projection) -> None:
-    """Makes the empty shadow, with a copy of each index that a user put on the live table."""
+    """Makes the empty shadow, with a copy of each index that a user put on the live table.
+
+    Raises:
+        SchemaAltered: the live table has what a new one would not have.
+    """
     live = projection.table.name
+    if _is_row_secured(connection, schema, live):
+        raise SchemaAltered(
+            f"{schema}.{live}",
+            "has row level security, which the table would lose",
+            f'ALTER TABLE {schema}."{live}" DISABLE ROW LEVEL SECURITY, try again, then make its '
+            "policies anew.",
+        )
     connection.execute(create_table(projection, schema, _shadow(live)))
     for sql in create_indexes(projection, schema, _shadow(live)):
         connection.execute(sql)
@@ -104,11 +117,11 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
         views = _dependent_views(connection, schema, live)
         indexes = _user_indexes(connection, schema, live)
         copies = _user_indexes(connection, schema, _shadow(live))
-        for name in projection.table.indexes:
+        for number, name in enumerate(projection.table.indexes):
             if indexes.pop(name, None) is not None:
                 retired = f"{_retired(name)}"
                 connection.execute(f'ALTER INDEX {schema}."{name}" RENAME TO "{retired}"')
-            copies.pop(f"{_shadow(live)}_{name}", None)
+            copies.pop(index_copy(_shadow(live), number), None)
         constraint = _primary_key(connection, schema, live)
         retire(connection, schema, live)
         if constraint:
@@ -124,13 +137,12 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
                     f'ALTER INDEX {schema}."{name}" RENAME TO "{_retired(live)}_{number}"'
                 )
                 connection.execute(f'ALTER INDEX {schema}."{copy}" RENAME TO "{name}"')
-        for grant in grants:
-            connection.execute(grant)
+        _grant(connection, grants)
         _follow(connection, schema, live, views)
     else:
         _rename(connection, schema, _shadow(live), live)
-    for name in projection.table.indexes:
-        copy = f"{_shadow(live)}_{name}"
+    for number, name in enumerate(projection.table.indexes):
+        copy = index_copy(_shadow(live), number)
         connection.execute(f'ALTER INDEX {schema}."{copy}" RENAME TO "{name}"')
     constraint = _primary_key(connection, schema, live)
     if constraint and constraint != f"{live}_pkey":
@@ -173,8 +185,14 @@ def _give_back(
         for name in names:
             # Also of a view: PostgreSQL has one statement for both.
             connection.execute(f'ALTER TABLE {schema}."{name}" OWNER TO {owner}')
+    _grant(connection, grants)
+
+
+def _grant(connection: Connection, grants: list[str]) -> None:
     for grant in grants:
-        connection.execute(grant)
+        # The new version of the table may lack a column.
+        with suppress(psycopg.errors.UndefinedColumn), connection.transaction():
+            connection.execute(grant)
 
 
 def _lock_alone(connection: Connection, schema: str, name: str) -> None:
@@ -233,6 +251,14 @@ def _exists(connection: Connection, schema: str, name: str) -> bool:
     return found is not None and bool(found[0])
 
 
+def _is_row_secured(connection: Connection, schema: str, name: str) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM pg_class WHERE oid = to_regclass($1) AND relrowsecurity",
+        (f'{schema}."{name}"',),
+    )
+    return row.fetchone() is not None
+
+
 def _copy_name(live: str, number: int) -> str:
     return f"{_shadow(live)}_{number}"
 
@@ -273,12 +299,17 @@ def _owner(connection: Connection, schema: str, name: str) -> str | None:
 
 
 def _grants(connection: Connection, schema: str, name: str) -> list[str]:
-    """The statements that give others the privileges which they have on a table."""
+    """The statements that give others the privileges which they have on a table or columns."""
     rows = connection.execute(
         "SELECT a.privilege_type, CASE WHEN a.grantee = 0 THEN 'PUBLIC' "
         "ELSE quote_ident(pg_get_userbyid(a.grantee)) END, a.is_grantable "
         "FROM pg_class AS c, aclexplode(c.relacl) AS a "
-        "WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner",
+        "WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner "
+        "UNION ALL "
+        "SELECT format('%s (%I)', a.privilege_type, k.attname), CASE WHEN a.grantee = 0 "
+        "THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END, a.is_grantable "
+        "FROM pg_class AS c JOIN pg_attribute AS k ON k.attrelid = c.oid, "
+        "aclexplode(k.attacl) AS a WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner",
         (f'{schema}."{name}"',),
     ).fetchall()
     return [
@@ -289,10 +320,11 @@ def _grants(connection: Connection, schema: str, name: str) -> list[str]:
 
 
 def _dependent_views(connection: Connection, schema: str, name: str) -> list[tuple[str, str]]:
-    """Views of others over a table: their names, and what they select."""
+    """Views of others over a table: their names with their options, and what they select."""
     connection.execute("SET LOCAL search_path = pg_catalog")  # so that names come out qualified
     return connection.execute(
-        "SELECT DISTINCT quote_ident(n.nspname) || '.' || quote_ident(v.relname), "
+        "SELECT DISTINCT format('%I.%I', n.nspname, v.relname) "
+        "|| coalesce(' WITH (' || array_to_string(v.reloptions, ', ') || ')', ''), "
         "pg_get_viewdef(v.oid) "
         "FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid "
         "JOIN pg_class AS v ON v.oid = r.ev_class JOIN pg_namespace AS n ON n.oid = v.relnamespace "

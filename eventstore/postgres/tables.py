@@ -15,7 +15,14 @@ from eventstore.postgres.arrays import array_of, integers
 from eventstore.postgres.connection import Connection
 from eventstore.projection import Projection
 
-__all__ = ["ProjectionTable", "Statement", "create_indexes", "create_table", "create_views"]
+__all__ = [
+    "ProjectionTable",
+    "Statement",
+    "create_indexes",
+    "create_table",
+    "create_views",
+    "index_copy",
+]
 
 _TYPES: Final[Mapping[ColumnType, str]] = {
     "integer": "bigint",
@@ -51,14 +58,19 @@ def create_table(projection: Projection, schema: str, name: str | None = None) -
 
 
 def create_indexes(projection: Projection, schema: str, name: str | None = None) -> list[str]:
-    """The DDL of the indexes that a projection wants on its table."""
+    """The DDL of the indexes that a projection wants on its table, under another name if given."""
     table = projection.table
-    prefix = "" if name is None else f"{name}_"
     return [
-        f'CREATE INDEX "{prefix}{index}" ON {schema}."{name or table.name}" '
+        f'CREATE INDEX "{index if name is None else index_copy(name, number)}" '
+        f'ON {schema}."{name or table.name}" '
         f"({_names((*columns, *(k for k in table.key if k not in columns)))})"
-        for index, columns in table.indexes.items()
+        for number, (index, columns) in enumerate(table.indexes.items())
     ]
+
+
+def index_copy(name: str, number: int) -> str:
+    """The name of an index on a table of another name: both names together could be too long."""
+    return f"{name}_i{number}"
 
 
 def create_views(projection: Projection) -> list[str]:

@@ -362,12 +362,12 @@ class ReadTransaction(Reads):
         user_id: str | None = None,
         session_id: str | None = None,
     ) -> list[int]:
-        """The positions of the last events, in order: of the log, or of streams with these ids."""
+        """The positions of the last events up to the head, in order: of all, or of some streams."""
         names = (app_name, user_id, session_id)
         if names == (None, None, None):
-            rows = self._all("last_positions", count)
+            rows = self._all("last_positions", self._settled, count)
         else:
-            rows = self._all("last_positions_of", count, *names)
+            rows = self._all("last_positions_of", self._settled, count, *names)
         return [position for (position,) in reversed(rows)]
 
     def _table(self, projection: Projection) -> ProjectionTable:
@@ -598,6 +598,10 @@ class MaintenanceTransaction(ReadTransaction):
         )
         return moved == 1
 
+    def lock_checkpoint(self, projection: Projection) -> None:
+        """Keeps others from moving a checkpoint until the transaction ends."""
+        self._do("lock_checkpoint", projection.name)
+
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""
         (table,) = self._one("unregister_projection", name)
@@ -629,7 +633,7 @@ class MaintenanceTransaction(ReadTransaction):
     def cut_over(self, projection: Projection, checkpoint: int | None) -> None:
         """Puts the shadow in the place of the table, which is retired, and notes the projection."""
         # In the order of those who follow the log: the checkpoint, then the table.
-        self._do("lock_checkpoint", projection.name)
+        self.lock_checkpoint(projection)
         shadow.swap(self.connection, self.schema, projection)
         self.register(projection, checkpoint)
 

@@ -707,6 +707,9 @@ class WriteTransaction(ReadTransaction):
         )
         return cursor.rowcount == 1
 
+    def lock_checkpoint(self, projection: Projection) -> None:
+        """Keeps others from moving a checkpoint: it is alone anyway."""
+
     def drop(self, name: str, views: Iterable[str] = ()) -> str:
         """Forgets a projection, drops views and retires its table, whose name is returned."""
         (table,) = self._one("unregister_projection", name)

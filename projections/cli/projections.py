@@ -222,7 +222,7 @@ def _facts(name: str, row: Registered | None, here: Known, head: int) -> dict[st
         "version": None if row is None else row.version,
         "version_here": None if projection is None else projection.version,
         "checkpoint": checkpoint,
-        "lag": None if checkpoint is None else head - checkpoint,
+        "lag": None if checkpoint is None else max(head - checkpoint, 0),
         "state": "off"
         if row is None and projection in here.optional
         else _state(row, projection, head),

@@ -228,7 +228,7 @@ def _reading(
             for count, (position, logged) in enumerate(log.read_events(), 1):
                 yield logged
                 if count % _EVENTS_PER_TRANSACTION == 0:
-                    progress(count, position, log.head)
+                    progress(count, position, max(position, log.head))
 
         return function(_Given(part, log.read_streams(), events(), damaged))
 

@@ -21,6 +21,7 @@ __all__ = ["WHOLE", "Part", "StoredLog"]
 
 _PAGE_STREAMS: Final = 1_000
 _PAGE_EVENTS: Final = 200
+_END: Final = 2**63 - 1
 
 
 class Part(NamedTuple):
@@ -101,7 +102,8 @@ class StoredLog:
         """The events in the order of the log, each with the position it has in this store."""
         if self.part.whole:
             after = 0
-            while page := self._snapshot.read_log(after, self.head, _PAGE_EVENTS):
+            # All that is there, as the streams have it: also behind what may still come.
+            while page := self._snapshot.read_log(after, _END, _PAGE_EVENTS):
                 self._look()
                 for logged in page:
                     yield logged.event.position, logged

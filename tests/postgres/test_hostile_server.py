@@ -22,6 +22,7 @@ from eventstore import (
     Projection,
     RecordedEvent,
     ServerUnavailable,
+    Snapshot,
     StoreBusy,
     Table,
     Window,
@@ -32,7 +33,7 @@ from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
 from tests.places import query
 from tests.postgres.network import relay
-from tests.postgres.server import execute
+from tests.postgres.server import BINARIES, execute, in_wheel, running
 from tests.postgres.test_operating import Hearing
 from tests.postgres.test_order import somebody_waits, until, waiting
 
@@ -82,6 +83,37 @@ async def test_a_role_whose_transactions_read_by_default(postgres: Place) -> Non
         await asyncio.wait_for(store.append(session("s"), new_event(), cursor), 15)
         rebuild(store, BUILT_IN)
         assert verify(store, BUILT_IN).clean
+
+
+def test_a_role_whose_transactions_must_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is long beside appends is long whatever a newer server allows its roles."""
+    monkeypatch.setenv(BINARIES, str(in_wheel()))
+
+    def take_long(snapshot: Snapshot) -> int:
+        execute(server.url(), "SELECT pg_sleep(1.2)")
+        return snapshot.head()
+
+    async def ping() -> None:
+        await store.ping()
+
+    with running() as server:
+        execute(
+            server.url(),
+            "CREATE ROLE hurried SUPERUSER LOGIN",
+            "ALTER ROLE hurried SET transaction_timeout = '1s'",
+        )
+        with closing(open_store(server.url(user="hurried"), BUILT_IN)) as store:
+            assert store.transact(take_long) == 0
+            with store.maintaining("test"):
+                whole = partial(store.snapshot, take_long, whole=True)
+                both = partial(store.snapshot, lambda s: (whole(), s.head()))
+                all_ = store.transact(lambda t: (both(), t.head()), beside_writers=True)
+                assert all_ == ((0, 0), 0)
+            monkeypatch.setattr("eventstore.postgres.engine._READ_AGAIN_S", 0.1)
+            with psycopg.connect(server.url()) as holder:
+                holder.execute("LOCK TABLE adk_eventstore.state IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(ServerUnavailable, match="transaction timeout"):
+                    asyncio.run(ping())
 
 
 class Leaves(Projection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import ClassVar
@@ -17,7 +18,9 @@ from eventstore import (
     MaintenanceRunning,
     MaintenanceTransaction,
     ProjectionMissing,
+    SchemaAltered,
     StorageFailed,
+    StoreBusy,
     Stream,
     open_store,
 )
@@ -25,9 +28,9 @@ from eventstore.postgres.locks import Locks
 from projections import BUILT_IN, StateProjection, rebuild, verify
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, new_event, session
-from tests.places import query
+from tests.places import leftovers, query
 from tests.postgres.server import execute
-from tests.postgres.test_order import until
+from tests.postgres.test_order import somebody_waits, until
 from tests.processes import fresh_processes
 from tests.projections.test_own_projections import Told, ToldWho, say
 
@@ -202,6 +205,43 @@ def test_not_beside_a_rebuild(postgres: Place) -> None:
     say_once(postgres.target, ToldWho())
 
 
+def test_nor_does_it_keep_others_waiting_beside_a_frozen_writer(postgres: Place) -> None:
+    say_once(postgres.target, Told())
+    with closing(open_store(postgres.target, [*BUILT_IN, Told()])) as store:
+        other = f"{postgres.target}&application_name=other"
+        starting = threading.Thread(target=start, args=(other, ToldWho()))
+        with psycopg.connect(postgres.url) as frozen:
+            lock = Locks(postgres.schema).appending
+            frozen.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
+            starting.start()
+            until(lambda: somebody_waits(postgres))
+            for _ in range(5):
+                asyncio.run(say(store))
+            assert starting.is_alive()
+        starting.join()
+    with closing(open_store(postgres.target, [*BUILT_IN, ToldWho()])) as store:
+        assert verify(store, [*BUILT_IN, ToldWho()]).clean
+
+
+def start_beside_another(target: str) -> None:
+    with pytest.raises(StoreBusy):
+        open_store(f"{target}&lock_timeout=0.1", [*BUILT_IN, ToldWho()])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_another_that_migrates_is_waited_for_as_long_as_for_any_lock(
+    postgres: Place, there: bool
+) -> None:
+    if there:
+        say_once(postgres.target, Told())
+    starting = threading.Thread(target=start_beside_another, args=(postgres.target,))
+    with psycopg.connect(postgres.url) as other:
+        lock = Locks(postgres.schema).migrating
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        starting.start()
+        until(lambda: not starting.is_alive())
+
+
 def test_a_role_that_cannot_replace_a_table_keeps_nobody_off(postgres_database: str) -> None:
     target = f"{postgres_database}?schema=s"
     say_once(target, Told())
@@ -251,6 +291,49 @@ def test_owners_and_rights_stay(postgres_database: str, how: str) -> None:
     say_once(of_owner, ShownWho())
     execute(postgres_database, "DROP SCHEMA s CASCADE", f"DROP OWNED BY {owner}, {reader}",
             f"DROP ROLE {owner}, {reader}")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["upgrade", "rebuild"])
+def test_what_was_said_of_views_and_columns_stays(postgres: Place, how: str) -> None:
+    reader = f"reader_{postgres.schema}"
+    say_once(postgres.target, Told())
+    query(
+        postgres.target,
+        f"CREATE ROLE {reader}",
+        f"GRANT SELECT (at) ON told TO {reader}",
+        'CREATE VIEW "Mine" WITH (security_barrier) AS SELECT * FROM told WHERE at > 1 '
+        "WITH LOCAL CHECK OPTION",
+        "CREATE VIEW plain AS SELECT at FROM told",
+    )
+    said = (
+        "SELECT relname, reloptions FROM pg_class WHERE relkind = 'v' "
+        f"AND relnamespace = '{postgres.schema}'::regnamespace ORDER BY relname"
+    )
+    before = query(postgres.target, said)
+    assert ("Mine", ["security_barrier=true", "check_option=local"]) in before
+    which: Told = ToldWho() if how == "upgrade" else Told()
+    with closing(open_store(postgres.target, [*BUILT_IN, which])) as store:
+        rebuild(store, [which])
+        assert query(postgres.target, said) == before
+        assert query(postgres.target, 'SELECT at > 1 FROM "Mine"') == [(True,)]
+        may = f"SELECT has_column_privilege('{reader}', 'told', 'at', 'SELECT')"
+        assert query(postgres.target, may) == [(True,)]
+        may = f"SELECT has_table_privilege('{reader}', 'told', 'SELECT')"
+        assert query(postgres.target, may) == [(False,)]
+    query(postgres.target, f"DROP OWNED BY {reader}", f"DROP ROLE {reader}")
+
+
+def test_a_table_with_row_level_security_is_not_replaced_by_one_without(postgres: Place) -> None:
+    say_once(postgres.target, Told())
+    query(postgres.target, "ALTER TABLE told ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(ProjectionMissing, match="rebuild-projections"):
+        open_store(postgres.target, [*BUILT_IN, ToldWho()])
+    with closing(open_store(postgres.target, [*BUILT_IN, Told()])) as store:
+        with pytest.raises(SchemaAltered, match="row level security"):
+            rebuild(store, [*BUILT_IN, Told()])
+        query(postgres.target, "ALTER TABLE told DISABLE ROW LEVEL SECURITY")
+        rebuild(store, [*BUILT_IN, Told()])
+        assert leftovers(postgres.target) == []
 
 
 def test_what_others_built_on_a_view_is_left_to_them(postgres: Place) -> None:

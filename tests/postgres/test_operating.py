@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -30,6 +31,8 @@ from eventstore import (
     SchemaAltered,
     SchemaTooNew,
     ServerUnavailable,
+    StoreBusy,
+    TimedOut,
     Window,
     open_store,
     schema_ddl,
@@ -38,7 +41,7 @@ from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import queries
 from eventstore.postgres.tables import ProjectionTable
 from eventstore.store import Durability
-from projections import BUILT_IN, examine_database, rebuild, scavenge, verify
+from projections import BUILT_IN, examine_database, rebuild, scavenge, vacuum, verify
 from projections.cli import main
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
@@ -318,6 +321,59 @@ def test_one_stuck_session_does_not_keep_the_others_waiting(postgres: Place) -> 
         assert verify(store, BUILT_IN).clean
 
 
+def test_beside_a_long_reader_a_rewrite_keeps_nobody_waiting(postgres: Place) -> None:
+    done = []
+    with (
+        closing(open_store(postgres.target, BUILT_IN, partitions=2)) as store,
+        psycopg.connect(postgres.url) as reader,
+    ):
+        asyncio.run(fill(store))
+        reader.execute(f"SELECT count(*) FROM {postgres.schema}.events".encode())
+        thread = threading.Thread(target=lambda: done.append(vacuum(store, BUILT_IN, rewrite=True)))
+        thread.start()
+        asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'VACUUM%FULL%' AND pid <> "
+        until(lambda: bool(query(postgres.target, f"{asked} pg_backend_pid()")))
+        asyncio.run(_append(store, SESSION, {"session": {"n": 7}}))
+        assert asyncio.run(_numbers(store, "session")) == [None] * 4
+        reader.rollback()
+        thread.join()
+        assert [each.rewritten for each in done] == [True]
+        assert verify(store, BUILT_IN).clean
+
+
+def test_a_rewrite_that_never_finds_the_log_unused_is_given_up(postgres: Place) -> None:
+    with (
+        closing(open_store(f"{postgres.target}&lock_timeout=0.5", BUILT_IN)) as store,
+        psycopg.connect(postgres.url) as reader,
+    ):
+        asyncio.run(fill(store))
+        reader.execute(f"SELECT count(*) FROM {postgres.schema}.events".encode())
+        with pytest.raises(StoreBusy, match="a dump"):
+            vacuum(store, BUILT_IN, rewrite=True)
+        assert not store.rewrite(at_most_s=0.1).done
+        assert verify(store, BUILT_IN).clean
+
+
+def test_a_rewrite_that_the_server_ends_is_not_said_to_be_left_out(postgres: Place) -> None:
+    role = f"role_{postgres.schema}"
+    query(
+        postgres.target,
+        f"CREATE ROLE {role} SUPERUSER LOGIN",
+        f"ALTER ROLE {role} SET statement_timeout = '1s'",
+    )
+    open_store(postgres.target, BUILT_IN).close()
+    with (
+        closing(open_store(with_user(postgres, role).replace(":@", "@"), BUILT_IN)) as store,
+        psycopg.connect(postgres.url) as holder,
+    ):
+        # One of the things that a table cannot be written anew beside: it waits for the index.
+        change = f"ALTER INDEX {postgres.schema}.events_pkey SET (fillfactor = 80)"
+        holder.execute(change.encode())
+        with pytest.raises(TimedOut):
+            store.rewrite()
+    query(postgres.target, f"DROP ROLE {role}")
+
+
 async def _append_many(store: EventStore, name: str) -> None:
     stream = await store.load(session(name), Window(last=0), lambda loaded: loaded.stream)
     assert stream is not None
@@ -474,6 +530,17 @@ def test_what_cannot_be_with_a_file(tmp_path: Any) -> None:
 def test_urls_that_make_no_sense(url: str, reason: str) -> None:
     with pytest.raises(PathUnusable, match=reason):
         open_store(url, BUILT_IN)
+
+
+def test_words_of_sql_are_no_names_of_schemas(postgres: Place) -> None:
+    words = query(postgres.url + "?schema=s", "SELECT word, catcode FROM pg_get_keywords()")
+    assert len(words) > 400
+    for word, kind in words:
+        if kind in "RT":
+            with pytest.raises(PathUnusable, match=f"the schema {word}, which is a word of SQL"):
+                open_store(f"postgresql://h/d?schema={word}", BUILT_IN)
+        else:
+            schema_ddl(BUILT_IN, schema=word)
 
 
 # What every command does with a URL.

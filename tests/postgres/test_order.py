@@ -6,15 +6,20 @@ One transaction is held open in the middle by a lock of the test's: on a row, or
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from eventstore import (
     Cursor,
@@ -25,7 +30,14 @@ from eventstore import (
     WrongExpectedVersion,
     open_store,
 )
-from projections import BUILT_IN, rebuild, run, verify
+from eventstore.postgres.locks import Locks
+from eventstore.postgres.transaction import MaintenanceTransaction
+from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, status, verify
+from projections.asynchronous import drop
+from projections.cli import main
+from projections.folding import read_page
+from projections.history import Filter, tail
+from projections.transfer import export_log, import_log
 from tests.conftest import Place
 from tests.eventstore.events import created, new_event, session
 from tests.places import query
@@ -242,6 +254,205 @@ def test_a_snapshot_shows_the_tables_it_began_with(postgres: Place) -> None:
         threads[0].join()
         assert len(rows(store)["state"]) == 2
         assert verify(store, BUILT_IN).clean
+
+
+@pytest.mark.usefixtures("_patient")
+def test_beside_a_writer_the_log_is_exported_whole(postgres: Place, tmp_path: Path) -> None:
+    """Events are there behind a position that may still come: streams say so, and have them."""
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with _first_position_drawn_by(postgres, store, "a"):
+            asyncio.run(append(other, "b", {"session": {"k": 1}}))
+            assert store.snapshot(lambda s: s.head()) == 2
+            done = export_log(store, tmp_path / "log.jsonl")
+        assert done.events == 3
+        taken = import_log(tmp_path / "log.jsonl", tmp_path / "new.db", BUILT_IN)
+        assert taken.root == done.root
+
+
+@pytest.mark.usefixtures("_patient")
+def test_the_end_of_the_log_goes_on_without_saying_a_thing_twice(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        with _first_position_drawn_by(postgres, store, "a"):
+            asyncio.run(append(other, "b", {"session": {"k": 1}}))
+            events = tail(store, last=2, follow=True)
+            seen = [next(events).position, next(events).position]
+        seen += [next(events).position, next(events).position]
+        assert seen == [1, 2, 3, 4]
+        whose = Filter(session_id="b")
+        assert [event.position for event in tail(store, whose)] == [2, 4]
+
+
+@contextmanager
+def _first_position_drawn_by(place: Place, store: EventStore, name: str) -> Iterator[None]:
+    """An append to a session has drawn its position, and is committed only behind the block."""
+    with psycopg.connect(place.url) as holder:
+        of_it = (
+            "SELECT 1 FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id "
+            f"WHERE s.session_id = '{name}' FOR UPDATE OF t"
+        )
+        holder.execute(of_it.format(place.schema).encode())
+        late = in_thread(lambda: append(store, name, {"session": {"k": 1}}))
+        until(lambda: waiting(place, '"sessions"') == 1)
+        yield
+    late.join()
+
+
+def test_a_head_that_goes_back_is_folded_past_once(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer says above which position it will draw, and others have drawn since it looked."""
+
+    async def append_many() -> None:
+        stream = await store.load(session("a"), Window(last=0), lambda loaded: loaded.stream)
+        assert stream is not None
+        cursor = Cursor(stream.id, stream.conversation_version)
+        events = (store.append(session("a"), new_event(), cursor) for _ in range(1_100))
+        await asyncio.gather(*events)
+
+    def behind_the_fold(*_: int) -> None:
+        asyncio.run(append_many())
+        _say_drawing_above(postgres, holder, 1)
+
+    def read_once(*arguments: Any) -> Any:
+        page = read_page(*arguments)
+        holder.rollback()
+        return page
+
+    with (
+        closing(open_store(postgres.target, INLINE)) as store,
+        psycopg.connect(postgres.url) as holder,
+    ):
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        monkeypatch.setattr(sys.modules["projections.rebuild"], "read_page", read_once)
+        rebuild(store, INLINE, progress=behind_the_fold)
+        assert verify(store, INLINE).clean
+
+
+def test_nobody_is_ahead_of_a_head_that_goes_back(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        for name in ("a", "b"):
+            asyncio.run(_create(store, name))
+        run(store, FOLLOWING)
+        with psycopg.connect(postgres.url) as holder:
+            _say_drawing_above(postgres, holder, 1)
+            assert store.snapshot(lambda s: s.head()) == 1
+            assert {each.lag for each in status(store)} == {0}
+            shown = ["projections", "status", "--db", postgres.target, "--format", "json"]
+            rows = json.loads(CliRunner().invoke(main, shown).output)["projections"]
+        assert {row["lag"] for row in rows if row["checkpoint"] is not None} == {0}
+
+
+def _say_drawing_above(place: Place, holder: psycopg.Connection[Any], position: int) -> None:
+    """Says so as a writer does, until the end of the holder's transaction."""
+    lock = Locks(place.schema).bounds + position
+    holder.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock,))
+
+
+def test_who_puts_rows_right_keeps_followers_from_the_same_rows(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows would be newer than the checkpoint they were folded up to."""
+    look = MaintenanceTransaction.owned_rows
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        for _ in range(3):
+            asyncio.run(append(store, "a", {"session": {"k": 1}}))
+        followers = [threading.Thread(target=lambda: run(other, FOLLOWING))]
+
+        def look_late(transaction: MaintenanceTransaction, *arguments: Any) -> Any:
+            follower = followers[0]
+            if follower.ident is None:
+                follower.start()
+                until(lambda: not follower.is_alive() or waiting(postgres, "projections") == 1)
+            return look(transaction, *arguments)
+
+        monkeypatch.setattr(MaintenanceTransaction, "owned_rows", look_late)
+        (done,) = rebuild_scope(store, (), FOLLOWING, Scope("app"))
+        followers[0].join()
+        assert done.changed == 0
+        assert _count(store) == 4
+        assert verify(store, BUILT_IN, FOLLOWING).clean
+
+
+def test_who_reads_all_tables_and_who_replaces_them_do_not_wait_in_a_circle(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = MaintenanceTransaction.cut_over
+    heads: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        rebuild(store, BUILT_IN[:1])  # its row comes last now where nobody asks for an order
+        reader = threading.Thread(target=lambda: heads.append(other.snapshot(lambda s: s.head())))
+
+        def replace_slowly(*arguments: Any) -> None:
+            replace(*arguments)
+            if reader.ident is None:
+                reader.start()
+                until(lambda: _waits_for_a_table(postgres))
+
+        monkeypatch.setattr(MaintenanceTransaction, "cut_over", replace_slowly)
+        rebuild(store, BUILT_IN)
+        reader.join()
+        assert heads == [1]
+
+
+def test_a_reader_goes_on_when_a_table_is_dropped_that_it_waits_for(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_now = MaintenanceTransaction.drop
+    heads: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        reader = threading.Thread(target=lambda: heads.append(other.snapshot(lambda s: s.head())))
+
+        def drop_slowly(*arguments: Any) -> str:
+            table = drop_now(*arguments)
+            reader.start()
+            until(lambda: _waits_for_a_table(postgres))
+            return table
+
+        monkeypatch.setattr(MaintenanceTransaction, "drop", drop_slowly)
+        drop(store, FOLLOWING[0].name)
+        reader.join()
+        assert heads == [1]
+
+
+def test_nobody_waits_for_a_reader_of_all_that_waits_for_a_table(postgres: Place) -> None:
+    found: list[int] = []
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        run(store, FOLLOWING)
+        look = functools.partial(other.snapshot, lambda s: s.head(), whole=True)
+        reader = threading.Thread(target=lambda: found.append(look()))
+        with psycopg.connect(postgres.url) as holder:
+            table = f"{postgres.schema}.{FOLLOWING[0].table.name}"
+            holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+            reader.start()
+            until(lambda: _waits_for_a_table(postgres))
+            asyncio.run(append(store, "a", {"session": {"k": 1}}))
+        reader.join()
+        assert found == [2]
+
+
+def test_a_reader_of_all_uses_no_connection_that_was_lost(postgres: Place) -> None:
+    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
+        asyncio.run(_create(store, "a"))
+        # Two connections, of which this one is used only when two are needed again.
+        second = other.snapshot(lambda _: other.snapshot(_backend))
+        assert query(postgres.target, f"SELECT pg_terminate_backend({second}, 30000)") == [(True,)]
+        assert other.snapshot(lambda s: s.head(), whole=True) == 1
+
+
+def _backend(snapshot: Any) -> int:
+    (pid,) = snapshot.connection.execute("SELECT pg_backend_pid()").fetchone()
+    return int(pid)
 
 
 def _waits_for_a_table(place: Place) -> bool:

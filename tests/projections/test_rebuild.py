@@ -452,6 +452,30 @@ def test_indexes_and_views_of_users_follow_the_new_table(database: Path) -> None
         assert verify(store, BUILT_IN).clean
 
 
+class LongNames(Everything):
+    """Names as long as they may be, that begin alike."""
+
+    table = Everything.table._replace(
+        name="conversations_of_customers_by_region_and_tier_of",
+        indexes={
+            "conversations_of_customers_by_region_and_tier_on": ("n",),
+            "conversations_of_customers_by_region_and_tier_os": ("said",),
+        },
+    )
+
+
+def test_names_as_long_as_they_may_be(target: str) -> None:
+    projections = (*BUILT_IN, LongNames())
+    with closing(open_store(target, projections)) as store:
+        asyncio.run(fill(store))
+        before = index_names(target)
+        for _ in range(2):
+            rebuild(store, projections)
+            assert index_names(target) == before
+        assert leftovers(target) == []
+        assert verify(store, projections).clean
+
+
 def test_what_a_user_does_to_indexes_during_a_rebuild_stays_done(database: Path) -> None:
     with closing(open_store(database, BUILT_IN)) as store:
         asyncio.run(fill(store))
