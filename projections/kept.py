@@ -7,7 +7,8 @@ the events, by events of their own, so that the rows stay the fold of the log.
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from typing import Any
 
 from eventstore import EventType, MaintenanceTransaction, NewEvent, Stream
 from eventstore.encoding import decode_members, join_members
@@ -21,10 +22,15 @@ _STATE = StateProjection()
 class KeptKeys:
     """The `user:` and `app:` keys that are not to change in a transaction."""
 
-    def __init__(self, transaction: MaintenanceTransaction, written: Container[int] = ()) -> None:
-        """`written` are streams whose own history is written too: their keys may change."""
+    def __init__(
+        self, transaction: MaintenanceTransaction, written: Mapping[int, int] | None = None
+    ) -> None:
+        """`written` are streams whose whole history is written, each with its last version there.
+
+        A key of theirs may change where that history itself has set it last.
+        """
         self._transaction = transaction
-        self._written = written
+        self._written = written or {}
         self._before: dict[tuple[int, str], tuple[str, str | None]] = {}
 
     def expect(self, stream: Stream, delta: bytes | None, encoding: int) -> None:
@@ -32,13 +38,23 @@ class KeptKeys:
         if delta is None:
             return
         for scope, members in decode_members(delta, encoding).items():
-            owner = stream.owners[scope]
-            if owner == stream.id or owner in self._written:
+            if scope == "session":
                 continue
+            owner = stream.owners[scope]
             for key in members:
                 if (owner, key) not in self._before:
                     row = self._transaction.row(_STATE, (owner, key))
-                    self._before[owner, key] = scope, None if row is None else str(row[2])
+                    if row is None or (owner in self._written and self._is_written(row[3])):
+                        self._before[owner, key] = scope, None
+                    else:
+                        self._before[owner, key] = scope, str(row[2])
+
+    def _is_written(self, position: Any) -> bool:
+        """Whether the event at a position is one of the history that is written."""
+        return any(
+            logged.event.version <= self._written.get(logged.event.stream.id, 0)
+            for logged in self._transaction.read_logged([position])
+        )
 
     def restore(self, complete: Container[int] = ()) -> int:
         """Sets those that have changed back; returns how many.

@@ -504,8 +504,8 @@ class _Log:
         self._ends: dict[int, StreamFacts] = {}
         """Streams that were here and live, and are deleted in the log."""
         self._by_nonce: dict[bytes, StreamFacts] | None = None
-        self.written: set[int] = set()
-        """Streams whose own history the log has."""
+        self.written: dict[int, int] = {}
+        """Streams whose own history the log has, by their ids here, each with its last version."""
         done.streams = done.events = done.there = 0
 
     def write_streams(
@@ -546,7 +546,7 @@ class _Log:
                 raise Exists(str(key))
             here = transaction.import_stream(facts._replace(stream=start))
         self._here[stream.id] = here
-        self.written.add(here.id)
+        self.written[here.id] = stream.version
         self._done.streams += 1
 
     def _owner(self, number: int, key: StreamKey, transaction: MaintenanceTransaction) -> int:

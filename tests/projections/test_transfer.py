@@ -399,6 +399,58 @@ def test_a_session_that_comes_in_leaves_shared_keys_as_they_are(
         store.close()
 
 
+def shared(store: EventStore) -> dict[str, str]:
+    """The keys of users and apps."""
+    ids = {facts.stream.id for facts in streams(store) if not facts.stream.key.session_id}
+    return {key: value for owner, key, value, _ in rows(store)["state"] if owner in ids}
+
+
+@pytest.mark.parametrize("part", [Part("a"), Part("a", "u")], ids=str)
+def test_an_app_or_user_that_comes_in_leaves_keys_as_other_sessions_have_set_them(
+    part: Part, target: str, tmp_path: Path
+) -> None:
+    origin = open_store(tmp_path / "origin.db", INLINE)
+    store = open_store(target, INLINE)
+    old, mine, new = (
+        {"user": {"k": value}, "app": {"n": value}} for value in ("old", "mine", "new")
+    )
+    try:
+        perform_all(origin, [("create", ("a", "u", "1"), old)])
+        perform_all(store, [("create", ("a", "u", "x"), mine)])
+        for number, operations in enumerate([[], [("append", ("a", "u", "1"), new)]]):
+            # Also when it has grown, and what it brought was put back by an event of the user's.
+            perform_all(origin, operations)
+            export_log(origin, tmp_path / f"{number}.jsonl", part)
+            done = import_log(tmp_path / f"{number}.jsonl", target, INLINE)
+            assert (done.events, done.keys_kept) == (1, 2)
+            assert shared(store) == {"k": '"mine"', "n": '"mine"'}
+        assert verify(store, INLINE).clean
+    finally:
+        store.close()
+        origin.close()
+
+
+def test_what_has_come_since_sets_the_keys_that_nobody_else_has_set_here(
+    target: str, tmp_path: Path
+) -> None:
+    origin = open_store(tmp_path / "origin.db", INLINE)
+    store = open_store(target, INLINE)
+    old, new = ({"user": {"k": value}, "app": {"n": value}} for value in ("old", "new"))
+    try:
+        perform_all(origin, [("create", ("a", "u", "1"), old)])
+        export_log(origin, tmp_path / "one.jsonl", Part("a"))
+        import_log(tmp_path / "one.jsonl", target, INLINE)
+        perform_all(store, [("create", ("a", "u", "x"), {"user": {"k": "mine"}})])
+        perform_all(origin, [("append", ("a", "u", "1"), new)])
+        export_log(origin, tmp_path / "two.jsonl", Part("a"))
+        assert import_log(tmp_path / "two.jsonl", target, INLINE).keys_kept == 1
+        assert shared(store) == {"k": '"mine"', "n": '"new"'}
+        assert verify(store, INLINE).clean
+    finally:
+        store.close()
+        origin.close()
+
+
 def test_what_has_come_since_is_taken_and_what_went_apart_is_refused(
     full: EventStore, tmp_path: Path
 ) -> None:
