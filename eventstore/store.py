@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 from eventstore import location
 from eventstore.changes import Change, Row
 from eventstore.cursor import Cursor
-from eventstore.errors import CorruptEvent, PathUnusable
+from eventstore.errors import CorruptEvent, NotADatabase, PathUnusable
 from eventstore.events import Deltas, NewEvent, RecordedEvent, Stream, StreamKey
 from eventstore.observer import Observer
 from eventstore.projection import Projection, check_projection
@@ -597,8 +597,8 @@ def open_store(
 ) -> EventStore:
     """Opens a store; `target` is as `location.resolve` takes it.
 
-    A missing file is made, unless `create` is False. With `for_rebuild` the projections' tables
-    may be missing, changed or of another version.
+    A missing or empty file becomes a store, unless `create` is False. With `for_rebuild` the
+    projections' tables may be missing, changed or of another version.
 
     The others are for a server: `schema` is the one to use. It is made where it is missing, unless
     `create` is False, with the events split into so many `partitions`, and brought to the newest
@@ -627,10 +627,15 @@ def open_store(
         return store
     if schema is not None or connect is not None or partitions or not create_schema:
         raise TypeError("schema, create_schema, partitions and connect are for a postgresql: URL")
+    from eventstore.sqlite.database import recognise
     from eventstore.sqlite.store import SqliteEventStore
 
-    if not create and not Path(path).exists():
-        raise PathUnusable(path, "does not exist", "Pass the path of a database: --db PATH.")
+    if not create:
+        if not Path(path).exists():
+            raise PathUnusable(path, "does not exist", "Pass the path of a database: --db PATH.")
+        if Path(path).is_file() and recognise(path):
+            remedy = "Pass the path of a database."
+            raise NotADatabase(path, "holds no database: it is empty", remedy)
     return SqliteEventStore(path, projections, durability=durability, for_rebuild=for_rebuild)
 
 

@@ -386,7 +386,7 @@ def _put(
     if dry_run and not is_there(target):
         return
     if _is_shared(target):
-        store = open_store(target, inline, create=_on_server(target))
+        store = open_store(target, inline)
         try:
             done.target = store.path
             _put_into(read, proof, done, store, inline, stop, dry_run=dry_run)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -190,6 +191,28 @@ def test_what_is_no_backup_is_not_restored(
     with pytest.raises(error, match=r"source\.db"):
         restore(tmp_path / "source.db", tmp_path / "target.db", BUILT_IN)
     assert not (tmp_path / "target.db").exists()
+
+
+def without_tables(path: Path) -> None:
+    """An empty database, as another program may leave it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+        connection.execute("DROP TABLE theirs")
+
+
+@pytest.mark.parametrize("make", [Path.touch, without_tables])
+def test_what_is_empty_does_not_take_the_place_of_a_database(
+    make: Callable[[Path], None], database: Path, tmp_path: Path
+) -> None:
+    async def fill(store: EventStore) -> None:
+        await store.create(session("0"), created())
+
+    with closing(open_store(database, BUILT_IN)) as opened:
+        asyncio.run(fill(opened))
+    make(tmp_path / "source.db")
+    with pytest.raises(NotADatabase, match=r"source\.db holds no database"):
+        restore(tmp_path / "source.db", database, BUILT_IN, overwrite=True)
+    assert versions(database, 1) == [1]
 
 
 async def test_events_go_on_being_appended_to_the_original(

@@ -256,6 +256,15 @@ def test_no_command_makes_a_file(words: tuple[str, ...], tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", ["verify", "stats", "sessions list", "rebuild-projections"])
+def test_no_command_takes_an_empty_file_for_a_database(words: str, tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    done = invoke(*words.split(), "--db", path)
+    assert (done.exit_code, "holds no database" in done.stderr) == (2, True)
+    assert (list(tmp_path.iterdir()), path.stat().st_size) == ([path], 0)
+
+
 def test_an_error_is_a_document_too(tmp_path: Path) -> None:
     done = invoke("verify", "--db", tmp_path / "new.db", "--format", "json")
     assert done.exit_code == 2
