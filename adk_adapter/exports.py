@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from google.adk.sessions import Session
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from adk_adapter.codec import merge_scopes
@@ -71,9 +71,12 @@ def as_eval_set(session: Session, state: Mapping[str, Any]) -> str:
 
 def _text(session: Session, model: BaseModel) -> str:
     try:
-        return model.model_dump_json(indent=2, exclude_none=True, by_alias=True) + "\n"
-    except PydanticSerializationError:  # a lone surrogate, which ADK could not read either
+        text = model.model_dump_json(indent=2, exclude_none=True, by_alias=True) + "\n"
+        type(model).model_validate_json(text)
+    # A lone surrogate; or a NaN, which becomes null where ADK wants a number.
+    except (PydanticSerializationError, ValidationError):
         raise ValueNotStorable(f"session {session.id!r}", "ADK's JSON cannot hold it") from None
+    return text
 
 
 def initial_state(events: Sequence[RecordedEvent]) -> dict[str, Any]:

@@ -803,7 +803,7 @@ class DatabaseSessionService(BaseSessionService):
         Raises:
             SessionNotFoundError: there is no such session.
             EvaluationMissing: ADK is installed without what an eval set needs.
-            ValueNotStorable: ADK's JSON cannot hold a text of it.
+            ValueNotStorable: ADK's JSON cannot hold a text or a number of it.
         """
         key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):

@@ -11,14 +11,17 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner, Result
+from google.adk.events import Event
 from google.adk.sessions import Session
+from google.genai import types
 
 from adk_adapter import DatabaseSessionService, SessionNotFoundError
 from adk_adapter.cli import main
+from eventstore import ValueNotStorable
 from tests.adk_programs import workplace
 
 OLD = Path(__file__).parent / "old_files"
@@ -276,3 +279,21 @@ async def test_a_session_that_adks_json_cannot_hold_as_a_file(tmp_path: Path) ->
         await service.create_session("app", "ada", "odd", {"k": "\ud800"})
         with pytest.raises(ValueError, match="session 'odd'"):
             await service.session_as("app", "ada", "odd")
+
+
+@pytest.mark.parametrize("form", ["session", "eval-set"])
+async def test_a_number_that_adks_json_cannot_hold_as_a_file(
+    form: Literal["session", "eval-set"], tmp_path: Path
+) -> None:
+    scores = [types.GroundingSupport(confidence_scores=[0.5, float("nan")])]
+    event = Event(
+        author="agent",
+        invocation_id="one",
+        content=types.Content(role="model", parts=[types.Part(text="Perhaps.")]),
+        grounding_metadata=types.GroundingMetadata(grounding_supports=scores),
+    )
+    async with DatabaseSessionService(tmp_path / "a.db") as service:
+        session = await service.create_session(app_name="app", user_id="ada", session_id="odd")
+        await service.append_event(session, event)
+        with pytest.raises(ValueNotStorable, match="session 'odd'"):
+            await service.session_as("app", "ada", "odd", form)
