@@ -13,10 +13,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TextIO
 
 import click
 
@@ -41,15 +42,19 @@ __all__ = [
     "known",
     "projection_option",
     "require_migrated",
+    "tell",
 ]
 
 COULD_NOT_RUN: Final = 2
 COUNT: Final = click.IntRange(0, 2**63 - 1)
 """A position, or how many: what a database can hold."""
 _INTERRUPTED: Final = 128 + signal.SIGINT
+_NOBODY_READS: Final = 141
+"""As of a program that SIGPIPE ended, which Windows has not."""
 _ALWAYS: Final = {
     COULD_NOT_RUN: "could not run: the message says why and what to do; or bad usage",
     _INTERRUPTED: "interrupted with Ctrl-C",
+    _NOBODY_READS: "nobody reads its output any more",
 }
 """Exit codes of every command."""
 
@@ -172,7 +177,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise CommandFailed("There is no terminal to ask for confirmation on. Pass --yes.")
     if not click.confirm(question, err=True):
         raise CommandFailed("Not confirmed: nothing was changed.")
@@ -220,19 +225,13 @@ class Command(click.Command):
         settings = _settings(ctx)
         if isinstance(sys.stdout, io.TextIOWrapper):  # which need not know every character
             sys.stdout.reconfigure(errors="backslashreplace")
-        with _told(ctx, self.interrupted), _interruptible():
-            ctx.obj = settings
-            report: Report | None = super().invoke(ctx)
-        if report is None:
-            return
-        try:
-            click.echo(as_json(report.document) if settings.json else "\n".join(report.lines))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            said = f"what was done cannot be printed: {error.strerror}"
-            _fail(ctx, type(error).__name__, said, COULD_NOT_RUN)
-        ctx.exit(report.exit_code)
+        with _told(ctx, self.interrupted):
+            with _interruptible():
+                ctx.obj = settings
+                report: Report | None = super().invoke(ctx)
+            if report is not None:
+                tell(as_json(report.document) if settings.json else "\n".join(report.lines))
+                ctx.exit(report.exit_code)
 
 
 class FilePath(click.Path):
@@ -310,8 +309,11 @@ def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
     """Turns whatever ends a command into a line on stderr and an exit code."""
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+    except (click.ClickException, click.exceptions.Exit):
         raise
+    except BrokenPipeError:
+        _abandon(sys.stdout, sys.stderr)
+        ctx.exit(_NOBODY_READS)
     except (KeyboardInterrupt, click.Abort):
         if interrupted is None:
             ctx.exit(_INTERRUPTED)
@@ -325,10 +327,42 @@ def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
 
 
 def _fail(ctx: click.Context, kind: str, message: str, code: int) -> NoReturn:
-    click.echo(f"{ctx.command_path}: {message}", err=True)
-    if _settings(ctx).json:
-        click.echo(as_json({"error": {"type": kind, "message": message}}))
+    # Where this cannot be printed either, the exit code alone says it.
+    try:
+        click.echo(f"{ctx.command_path}: {message}", err=True)
+    except OSError:
+        _abandon(sys.stderr)
+    try:
+        if _settings(ctx).json:
+            click.echo(as_json({"error": {"type": kind, "message": message}}))
+    except OSError:
+        _abandon(sys.stdout)
     ctx.exit(code)
+
+
+def tell(text: str) -> None:
+    """Prints on stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        CommandFailed: it cannot be printed.
+    """
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise CommandFailed(
+            f"What was done cannot be printed: {error.strerror}. Print it elsewhere."
+        ) from error
+
+
+def _abandon(*streams: TextIO) -> None:
+    """Lets go of what could not be printed: Python would try again at the end, and complain."""
+    for stream in streams:
+        with suppress(AttributeError, OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import click
 
 from projections.cli.asked import app_option, user_option
-from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings
+from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings, tell
 from projections.cli.conversation import as_object, lines_of
 from projections.cli.output import counted, printable
 from projections.history import Filter, tail
@@ -95,6 +95,6 @@ def _tail(
         events = tail(store, Filter(app, user, session_id), last=last, after=after, follow=follow)
         for event in events:
             if settings.json:
-                click.echo(json.dumps(as_object(event), allow_nan=False))
+                tell(json.dumps(as_object(event), allow_nan=False))
             else:
-                click.echo("\n".join(lines_of(event, named=True)))
+                tell("\n".join(lines_of(event, named=True)))

@@ -22,7 +22,7 @@ INTERVAL_S: Final = 3.0
 @contextmanager
 def progress_of(what: str, start: int = 0) -> Iterator[Progress]:
     """Tells of work that reads the log from position `start` on."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _bar(what, start) as progress:
             yield progress
     else:

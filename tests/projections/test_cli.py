@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -952,11 +952,50 @@ def test_output_that_cannot_be_printed(tmp_path: Path) -> None:
     narrow = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     done = subprocess.run(listed, env=narrow, capture_output=True, text=True)
     assert (done.returncode, "\\u8336" in done.stdout) == (0, True)
-    if Path("/dev/full").exists():
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run(listed, stdout=full, stderr=subprocess.PIPE, text=True)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "cannot be printed" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device here")
+@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize("words", ["sessions list", "events tail"])
+def test_output_on_a_device_that_is_full(words: str, form: str, db: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = printing(*words.split(), "--db", db, "--format", form, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot be printed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["verify", "verify --format json", "sessions list", "events tail", "stats --help"]
+)
+def test_output_that_nobody_reads(words: str, db: Path) -> None:
+    """Not 1, which says that something was found."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = printing(*words.split(), "--db", db, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its shell closes no streams")
+@pytest.mark.parametrize(
+    ("words", "closed", "code"), [("verify", "2>&-", 0), ("sessions delete other", "<&-", 2)]
+)
+def test_streams_that_are_closed(words: str, closed: str, code: int, db: Path) -> None:
+    shell = ["sh", "-c", f'exec "$0" "$@" {closed}']
+    done = printing(*words.split(), "--db", db, before=shell, stdout=subprocess.PIPE)
+    assert done.returncode == code
+    assert "Pass --yes." in done.stderr if code else "Clean." in done.stdout
+
+
+def printing(
+    *words: object, stdout: Any, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """A command whose output is kept back until there is enough, as a pipe's is."""
+    command = [*before, sys.executable, "-m", "projections.cli", *map(str, words)]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 async def _describe(store: EventStore, title: str) -> None:
