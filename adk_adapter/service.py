@@ -634,7 +634,7 @@ class DatabaseSessionService(BaseSessionService):
         killed, it has removed some sessions whole, and the next call removes the others.
 
         Raises:
-            InvalidInput: (a ValueError) an age below zero.
+            InvalidInput: (a ValueError) an age that can be none.
             MaintenanceRunning: a rebuild, a vacuum or a verification is under way.
             ProjectionMissing: an asynchronous projection is stopped; nothing was removed.
         """

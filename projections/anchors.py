@@ -95,6 +95,8 @@ def read_anchor(path: Path) -> Anchor:
         InvalidAnchor: it is none, or was changed.
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise InvalidAnchor(str(path), "is no regular file")
     first, _, lines = path.read_bytes().partition(b"\n")
     try:
         facts = msgspec.json.decode(first, type=_FirstLine)

@@ -124,7 +124,7 @@ def purgeable(
     """What `purge` would remove, with the same arguments. Changes nothing. Blocks.
 
     Raises:
-        InvalidInput: an age below zero, or no such app can be.
+        InvalidInput: an age that can be none, or no such app can be.
     """
     cutoff = _cutoff(older_than, now)
     sessions = events = 0
@@ -159,7 +159,7 @@ def purge(
     epoch, as the clock has it unless it is given.
 
     Raises:
-        InvalidInput: (a ValueError) an age below zero.
+        InvalidInput: (a ValueError) an age that can be none.
         MaintenanceRunning, ProjectionMissing: as `scavenge`.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
@@ -178,8 +178,8 @@ def purge(
 
 
 def _cutoff(older_than: float, now: float | None) -> float:
-    if not isinstance(older_than, int | float) or not 0 <= older_than < float("inf"):
-        raise InvalidInput(f"older_than must be seconds from 0 on, not {older_than!r}.")
+    if not isinstance(older_than, int | float) or not 0 <= older_than <= sys.float_info.max:
+        raise InvalidInput("older_than must be seconds, from 0 on and no more than a float holds.")
     return (time.time() if now is None else now) - older_than
 
 

@@ -14,7 +14,14 @@ import click
 from eventstore import EventStore, NotADatabase, StoreUnusable, open_store, pending_migrations
 from eventstore.location import resolve
 from projections import installed
-from projections.cli.base import Command, FilePath, Report, Settings, require_migrated
+from projections.cli.base import (
+    Command,
+    CommandFailed,
+    FilePath,
+    Report,
+    Settings,
+    require_migrated,
+)
 from projections.cli.output import counted, printable
 from projections.cli.transfer import moved
 from projections.transfer import import_log, is_export, is_there
@@ -91,10 +98,21 @@ def _is_export(source: str) -> bool:
         pending_migrations(path)
     except NotADatabase:
         # Only now with `open`: closing a database that way drops the locks this process has on it.
-        return is_export(path)
+        if is_export(path):
+            return True
+        if _begins_as_json(path):
+            raise CommandFailed(
+                f"{source} is JSON, and no log that adk-eventstore export wrote. What it writes "
+                "with --as is for ADK to read; to take a session in here, export it without --as."
+            ) from None
     except StoreUnusable:
         pass
     return False
+
+
+def _begins_as_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def _from_adk(settings: Settings, source: str, zone: tzinfo | None, *, dry_run: bool) -> Report:

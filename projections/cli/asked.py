@@ -55,9 +55,12 @@ def find_session(
 ) -> Stream:
     """The one live session with an id, in an app and of a user if these are named.
 
+    The id may be surrounded by blanks, as for the service.
+
     Raises:
         CommandFailed: there is none, or there are several.
     """
+    session_id = session_id.strip()
     found = store.snapshot(lambda s: s.find_sessions(session_id, app_name, user_id))
     if not found:
         raise CommandFailed(

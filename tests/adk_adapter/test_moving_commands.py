@@ -267,6 +267,14 @@ def test_an_export_never_replaces_a_database_or_what_is_beside_one(
         assert invoke("verify", "--db", db, "--anchor", tmp_path / "anchor").exit_code == 0
 
 
+@pytest.mark.parametrize("form", ["session", "eval-set"])
+def test_a_session_as_a_file_is_no_log_to_import(form: str, db: Path, tmp_path: Path) -> None:
+    words = ("--app", "shop", "--user", "ada", "--session", "first", "--db", db)
+    assert invoke("export", tmp_path / "one.json", "--as", form, *words).exit_code == 0
+    done = invoke("import", tmp_path / "one.json", "--db", db)
+    assert (done.exit_code, "export it without --as" in done.stderr) == (2, True)
+
+
 def test_a_session_that_is_not_there_as_a_file(db: Path, tmp_path: Path) -> None:
     words = ("--app", "shop", "--user", "ada", "--session", "none", "--db", db)
     done = invoke("export", tmp_path / "x", "--as", "session", *words)

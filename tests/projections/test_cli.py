@@ -765,6 +765,18 @@ def test_anchor_files_that_cannot_be_used(db: Path, anchor: Path, tmp_path: Path
         assert str(words[1]) in done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_an_anchor_is_a_file_and_no_pipe(db: Path, tmp_path: Path) -> None:
+    """Of a pipe that nobody writes to there is no end."""
+    os.mkfifo(tmp_path / "pipe")
+    process = start("adk-eventstore", "verify", "--db", db, "--against", tmp_path / "pipe")
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, "is no regular file" in err) == (2, True)
+
+
 # projections
 
 

@@ -196,6 +196,7 @@ def test_a_session_is_found_by_its_id_if_it_is_the_only_one(db: Path) -> None:
     assert several.exit_code == 2
     assert "--app shop --user ada; --app shop --user eve" in several.stderr
     assert document("sessions", "show", "same", "--user", "eve", "--db", db)["user_id"] == "eve"
+    assert document("sessions", "show", " talk\n", "--db", db)["session_id"] == "talk"
     for arguments in (["none"], ["same", "--app", "other"]):
         none = invoke("sessions", "show", *arguments, "--db", db)
         assert none.exit_code == 2
