@@ -13,7 +13,6 @@ newlines included, behind the head position in decimal and a newline.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,6 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from eventstore import InvalidInput
+from projections.files import whole_file
 
 __all__ = ["Anchor", "InvalidAnchor", "read_anchor", "write_anchor"]
 
@@ -73,19 +73,13 @@ def _root(head: int, lines: bytes) -> str:
 
 
 def write_anchor(path: Path, anchor: Anchor) -> None:
-    """Writes an anchor file, whole or not at all.
+    """Writes an anchor file, whole or not at all. Its owner alone may read it.
 
     Raises:
-        OSError: it cannot be written.
+        PathUnusable, StorageFailed: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    # For its owner alone, and never through a link that somebody put in its place.
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with whole_file(path) as file:
         file.writelines(anchor.as_lines())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read_anchor(path: Path) -> Anchor:

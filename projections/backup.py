@@ -8,39 +8,26 @@ the database, taken while others write.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from eventstore import (
     EventStore,
     EventStoreError,
     PathUnusable,
     Projection,
-    StorageFailed,
     copy_file,
-    is_database,
     open_store,
     put_in_place,
 )
-from eventstore.location import DATABASE_COMPANIONS, MEMORY, require_file, resolve
+from eventstore.location import resolve
 from projections import installed
+from projections.files import new_file_beside, usable_target
 from projections.rebuild import Progress
 from projections.verify import Verified, verify
 
-__all__ = [
-    "BackedUp",
-    "CopyDamaged",
-    "backup",
-    "new_file_beside",
-    "private_file",
-    "restore",
-    "usable_file",
-    "usable_target",
-]
+__all__ = ["BackedUp", "CopyDamaged", "backup", "restore"]
 
 
 class BackedUp(NamedTuple):
@@ -119,78 +106,6 @@ def restore(
         size = copy.stat().st_size
         put_in_place(str(copy), str(path))
     return BackedUp(str(path), size, verified)
-
-
-def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> Path:
-    """The real path of a file that may be written, as a service would find it.
-
-    Raises:
-        PathUnusable: it is there and may not be overwritten, it is no file, or what is kept beside
-            a database.
-    """
-    resolved = require_file(target, "copy to")
-    # What is behind these names, /dev/stdout say, is somebody else's.
-    device = resolved.startswith(("/dev/", "/proc/")) and not resolved.startswith("/dev/shm/")  # noqa: S108
-    if resolved == MEMORY or device:
-        raise PathUnusable(resolved, "is no file", "Name a file.")
-    path = Path(os.path.realpath(resolved))
-    for ending in DATABASE_COMPANIONS:
-        if path.name.endswith(ending) and is_database(str(path).removesuffix(ending)):
-            raise PathUnusable(str(path), "belongs to the database beside it", "Name another file.")
-    if path.is_dir():
-        raise PathUnusable(str(path), "is a directory", "Name a file.")
-    if path.exists() and not path.is_file():
-        raise PathUnusable(str(path), "is not a regular file", "Name a file.")
-    if path.exists() and not overwrite:
-        remedy = "Choose another name, or say that it may be replaced (--overwrite)."
-        raise PathUnusable(str(path), "exists", remedy)
-    return path
-
-
-def usable_file(target: str | os.PathLike[str] | None, *, overwrite: bool) -> Path:
-    """As `usable_target`, for what is no database: that never replaces one.
-
-    Raises: as `usable_target`.
-    """
-    path = usable_target(target, overwrite=overwrite)
-    if is_database(str(path)):
-        raise PathUnusable(str(path), "is a database", "Name another file.")
-    return path
-
-
-@contextmanager
-def new_file_beside(path: Path) -> Iterator[Path]:
-    """A name in a private folder beside a file, from where it can be moved in one step."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=".eventstore-", dir=path.parent)
-    except OSError as error:
-        raise PathUnusable(
-            str(path), f"cannot be written: {error.strerror}", "Choose another folder."
-        ) from error
-    try:
-        yield Path(folder) / "copy.sqlite3"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def private_file(path: Path, name: Path) -> Iterator[BinaryIO]:
-    """A new file that its owner alone may read, and that is on the disk at last.
-
-    Raises:
-        StorageFailed: it cannot be written; said of the `name` that it is to have.
-    """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except InterruptedError:  # by whoever writes
-        raise
-    except OSError as error:
-        raise StorageFailed(str(name), f"cannot be written ({error.strerror})") from error
 
 
 def _verified(

@@ -48,7 +48,8 @@ from eventstore.sqlite.salvage import (
 from eventstore.sqlite.store import SqliteEventStore
 from eventstore.sqlite.transaction import WriteTransaction
 from eventstore.upcasting import CURRENT, upcast
-from projections.backup import CopyDamaged, new_file_beside, usable_target
+from projections.backup import CopyDamaged
+from projections.files import new_file_beside, usable_target
 from projections.rebuild import Progress, rebuild
 from projections.verify import verify
 

@@ -9,10 +9,10 @@ from typing import Literal
 import click
 
 from eventstore import StreamKey, StreamKind, StreamNotFound
-from projections.backup import new_file_beside, private_file, usable_file
 from projections.cli.base import Command, FilePath, Report, Settings
 from projections.cli.output import printable
 from projections.cli.transfer import moved
+from projections.files import usable_file, whole_file
 from projections.transfer import Part, export_log
 
 __all__ = ["export_sessions"]
@@ -68,7 +68,8 @@ def export_sessions(
             path = usable_file(target, overwrite=overwrite)
             content = _for_adk(settings.db, (app, user, session), form)
             if not dry_run:
-                _write(path, content)
+                with whole_file(path) as file:
+                    file.write(content)
             return _written(store.path, path, form, content, dry_run=dry_run)
         with settings.progress("exporting") as progress:
             done = export_log(
@@ -111,10 +112,3 @@ def _written(path: str, target: Path, form: str, content: bytes, *, dry_run: boo
     done = "A dry run: it would export" if dry_run else "Exported"
     line = f"{done} {printable(path)} to {printable(target)}: {len(content):,} bytes."
     return Report(document, [line])
-
-
-def _write(path: Path, content: bytes) -> None:
-    with new_file_beside(path) as copy:
-        with private_file(copy, path) as file:
-            file.write(content)
-        copy.replace(path)

@@ -10,9 +10,10 @@ import click
 from eventstore import PathUnusable
 from eventstore.location import resolve
 from projections import installed
-from projections.backup import BackedUp, backup, restore, usable_target
+from projections.backup import BackedUp, backup, restore
 from projections.cli.base import Command, FilePath, Report, Settings, confirm
 from projections.cli.output import counted, printable
+from projections.files import usable_target
 from projections.recover import LeftOut, Recovered, recover
 from projections.transfer import is_export
 

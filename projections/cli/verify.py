@@ -10,7 +10,6 @@ from typing import Final
 import click
 
 from projections.anchors import Anchor, InvalidAnchor, read_anchor, write_anchor
-from projections.backup import usable_file
 from projections.cli.base import (
     COUNT,
     Command,
@@ -23,6 +22,7 @@ from projections.cli.base import (
     projection_option,
 )
 from projections.cli.output import counted, plain, printable
+from projections.files import usable_file
 from projections.verify import Difference, Touched, Verified, verify
 
 __all__ = ["verify_log"]
@@ -107,7 +107,7 @@ def verify_log(
             if name not in names:
                 verified.unchecked.pop(name, None)
     if anchor_file is not None and verified.anchor is not None:
-        _write(anchor_file, verified.anchor)
+        write_anchor(anchor_file, verified.anchor)
     return _report(verified, since, fix, anchor_file, against_file, against)
 
 
@@ -129,15 +129,6 @@ def _require_writable(path: Path) -> None:
             raise CommandFailed(f"{path} is there, and is no anchor. Name another file.") from error
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise CommandFailed(f"{path} cannot be written. Choose a folder that you may write to.")
-
-
-def _write(path: Path, anchor: Anchor) -> None:
-    try:
-        write_anchor(path, anchor)
-    except OSError as error:
-        raise CommandFailed(
-            f"{path} cannot be written: {error.strerror}. Choose another path."
-        ) from error
 
 
 def _report(

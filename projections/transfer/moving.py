@@ -34,13 +34,8 @@ from eventstore import (
 from eventstore.chain import first_link
 from eventstore.location import resolve
 from projections.anchors import Anchor
-from projections.backup import (
-    CopyDamaged,
-    new_file_beside,
-    private_file,
-    usable_file,
-    usable_target,
-)
+from projections.backup import CopyDamaged
+from projections.files import new_file_beside, private_file, usable_file, usable_target
 from projections.kept import KeptKeys
 from projections.rebuild import Progress
 from projections.transfer.portable import BEGINNING, Reader, Writer

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eventstore import Cursor, EventStore, EventType, open_store
+from eventstore import Cursor, EventStore, EventType, PathUnusable, open_store
 from projections import (
     Anchor,
     Difference,
@@ -710,6 +710,18 @@ def test_an_anchor_file_comes_back_as_it_was_written(
     assert list(tmp_path.iterdir()) == [path]
     write_anchor(path, Anchor(0, {}))
     assert read_anchor(path) == Anchor(0, {})
+
+
+def test_an_anchor_is_written_without_touching_what_is_beside_it(
+    tmp_path: Path, made: tuple[Path, Anchor]
+) -> None:
+    (tmp_path / "anchor.part").write_text("precious")
+    write_anchor(tmp_path / "anchor", made[1])
+    assert (tmp_path / "anchor.part").read_text() == "precious"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PathUnusable, match="folder cannot be written"):
+        write_anchor(tmp_path / "folder", made[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anchor", "anchor.part", "folder"]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "lines", "facts"])
