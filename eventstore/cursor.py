@@ -17,7 +17,7 @@ class Cursor:
     `version` is the conversation version the holder has seen. A holder that never learnt it (a
     session restored from JSON) passes None, and the ids of the events it has: it is up to date
     when the stream's last conversation event is among them. Without any it passes the time of the
-    last event it knows of.
+    last event it knows of, to the microsecond.
     """
 
     __slots__ = ("event_ids", "last_timestamp", "stream_id", "version")

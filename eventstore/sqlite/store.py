@@ -478,8 +478,9 @@ def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> 
     event_id, timestamp = transaction.event_identity(stream, head)
     if cursor.event_ids:
         return head if event_id in cursor.event_ids else None
-    # Holders without events: nothing was said yet, or they were loaded without what was.
-    return head if head == 1 or timestamp == cursor.last_timestamp else None
+    # Holders without events: nothing was said yet, or they were loaded without what was,
+    # perhaps from a database that keeps times to the microsecond.
+    return head if head == 1 or abs(timestamp - cursor.last_timestamp) < 1e-6 else None
 
 
 def _stored(

@@ -112,6 +112,19 @@ async def test_an_append_through_a_session_of_the_old_service(
         await service.append_event(missing, text("x", 1.0))
 
 
+async def test_an_append_to_a_listed_session_that_is_not_here_yet(
+    service: MigratingSessionService, old: BaseSessionService
+) -> None:
+    session = await old.get_session(app_name="app", user_id="bob", session_id="1")
+    assert session is not None
+    await old.append_event(session, text("e2", 1700000000.1234567))
+    (listed,) = await service.list_sessions("app", "bob")
+    await service.append_event(listed, text("new", 1700000001.0))
+    assert [event["id"] for event in (await dump(service, "bob", "1"))["events"]] == [
+        "e0", "e1", "e2", "new",
+    ]  # fmt: skip
+
+
 async def test_lists_have_the_sessions_of_both(
     service: MigratingSessionService, old: BaseSessionService
 ) -> None:

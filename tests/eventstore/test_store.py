@@ -462,6 +462,9 @@ async def test_holders_of_no_revision_are_told_apart_by_what_they_hold(store: Ev
     await store.append(SESSION, new_event(timestamp=9.0), fresh)
     await store.append(SESSION, new_event(), fresh)
     await store.append(SESSION, new_event(), Cursor(last_timestamp=1.5))  # loaded without events
+    # ADK's DatabaseSessionService keeps the microseconds of a time.
+    await store.append(SESSION, new_event(timestamp=1700000000.1234567), Cursor(last_timestamp=1.5))
+    await store.append(SESSION, new_event(), Cursor(last_timestamp=1700000000.123457))
     # An old event handed over again is no news to a holder that has gone on since.
     again = await store.append(
         SESSION, new_event(event_id="e0", timestamp=7.0), Cursor(event_ids=frozenset({"e0", "e1"}))
