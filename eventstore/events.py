@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from eventstore.encoding import decode
-from eventstore.errors import InvalidIdentifier
+from eventstore.errors import InvalidIdentifier, ValueNotStorable
 from eventstore.limits import IDENTIFIER_LENGTH
 
 __all__ = [
@@ -108,10 +109,14 @@ class Stream(NamedTuple):
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event as its writer hands it over.
 
-    `timestamp` is seconds since the epoch, as the writer's clock had it; nothing is ordered by
-    it. `delta` is the scoped state change and `data` the payload, both JSON text in `encoding`
-    (see eventstore.encoding). `codec` names the models that wrote the payload ('' for none). It is
-    stored in the schema version of its type that is current (see eventstore.upcasting).
+    `timestamp` is seconds since the epoch, as the writer's clock had it, and finite; nothing is
+    ordered by it. `delta` is the scoped state change and `data` the payload, both JSON text in
+    `encoding` (see eventstore.encoding). `codec` names the models that wrote the payload ('' for
+    none). It is stored in the schema version of its type that is current (see
+    eventstore.upcasting).
+
+    Raises:
+        ValueNotStorable: the timestamp is infinite, or NaN.
     """
 
     event_id: str
@@ -123,6 +128,10 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     delta: bytes | None = None
     data: bytes | None = None
     codec: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.timestamp):
+            raise ValueNotStorable(f"event {self.event_id!r}", f"its timestamp is {self.timestamp}")
 
 
 class RecordedEvent(NamedTuple):

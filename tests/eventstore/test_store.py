@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from eventstore import (
@@ -23,6 +25,7 @@ from eventstore import (
     StreamKey,
     StreamKind,
     StreamNotFound,
+    ValueNotStorable,
     Window,
     WrongExpectedVersion,
 )
@@ -162,6 +165,14 @@ async def test_a_failing_append_does_not_harm_those_committed_with_it(store: Eve
     assert isinstance(outcomes[20], StreamNotFound)
     for n, key in enumerate(keys):
         assert len((await load(store, key)).events) == (0 if n == 3 else 1)
+
+
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf, -math.inf])
+def test_an_event_of_no_time_cannot_be_made(timestamp: float) -> None:
+    with pytest.raises(ValueNotStorable, match="timestamp"):
+        new_event(timestamp=timestamp)
+    with pytest.raises(ValueNotStorable, match="timestamp"):
+        msgspec.structs.replace(new_event(), timestamp=timestamp)
 
 
 async def test_a_stream_can_be_created_once(store: EventStore) -> None:
