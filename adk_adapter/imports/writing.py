@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -251,7 +252,7 @@ def _create(transaction: MaintenanceTransaction, prepared: Prepared) -> Stream:
 
 
 def _first_time(*times: float | None) -> float:
-    return next((time for time in times if time is not None), 0.0)
+    return next((time for time in times if time is not None and math.isfinite(time)), 0.0)
 
 
 def _note(prepared: Prepared) -> NewEvent:

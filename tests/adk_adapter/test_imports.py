@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import os
 import pickle
 import shutil
@@ -470,6 +471,28 @@ async def test_what_adk_left_of_deleted_sessions_is_counted_and_not_taken(
     alter(path, "DELETE FROM sessions WHERE id = 's1'")
     report = take(service, path)
     assert (report.sessions, report.events, report.orphans, report.left_out) == (2, 8, 4, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "timestamp"), [("memory", math.nan), ("memory", math.inf), ("sqlite", math.inf)]
+)
+async def test_an_event_of_no_time_is_left_out_and_what_it_set_is_taken(
+    kind: str, timestamp: float, tmp_path: Path, service: DatabaseSessionService
+) -> None:
+    path = tmp_path / "old.db"
+    old = InMemorySessionService() if kind == "memory" else SqliteSessionService(str(path))
+    made = await old.create_session(app_name="app", user_id="u0", session_id="odd")
+    await old.append_event(made, text("e0", 1.0, n="first"))
+    await old.append_event(made, text("e1", timestamp, n="odd"))
+    await old.create_session(app_name="app", user_id="u0", session_id="other")
+    (report,) = await service.import_from(old if kind == "memory" else path)
+    assert report.sessions == 2
+    assert {(each.session_id, each.event_id) for each in report.left_out} == {("odd", "e1")}
+    loaded = await service.get_session("app", "u0", "odd")
+    assert loaded is not None
+    assert loaded.state == {"n": "odd"}
+    assert loaded.last_update_time == 1.0
+    assert (await service.verify()).clean
 
 
 async def test_views_and_layouts_of_tomorrow_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -89,6 +90,18 @@ async def test_an_old_session_is_there_and_goes_on_here_only(
     }  # fmt: skip
     assert service.get_stats()["sessions"] == 2
     assert (await service.verify()).clean
+
+
+@pytest.mark.parametrize("timestamp", [math.nan, math.inf])
+async def test_an_event_of_no_time_keeps_no_session_away(timestamp: float, tmp_path: Path) -> None:
+    old = InMemorySessionService()
+    made = await old.create_session(app_name="app", user_id="ada", session_id="1")
+    await old.append_event(made, text("e0", timestamp, n=1))
+    async with MigratingSessionService(tmp_path / "new.db", old=old) as service:
+        session = await service.get_session("app", "ada", "1")
+    assert session is not None
+    assert (session.events, session.state) == ([], {"n": 1})
+    assert math.isfinite(session.last_update_time)
 
 
 async def test_the_last_events_of_an_old_session(service: MigratingSessionService) -> None:
