@@ -104,15 +104,16 @@ class MigratingSessionService(DatabaseSessionService):
         users = {each.user_id for each in listed.sessions}
         for owner in users if user_id is None else {user_id}:
             await self._take_owners(app_name, owner)
-        # In this order: one that is taken over meanwhile is in both, and not in neither.
-        here = await super().list_sessions(app_name, user_id)
         there = {
             StreamKey(StreamKind.SESSION, each.app_name, each.user_id, each.id.strip()): each
             for each in listed.sessions
         }
+        # In this order: one that is taken over meanwhile is in the second, and not in neither.
         taken = await asyncio.to_thread(
             self._store.snapshot, lambda s: {key for key in there if is_taken(s, key)}
         )
+        here = await super().list_sessions(app_name, user_id)
+        taken |= {session_key(each.app_name, each.user_id, each.id) for each in here.sessions}
         shared = {owner: await self._shared_state(app_name, owner) for owner in users}
         sessions = list(here.sessions)
         for key, each in there.items():

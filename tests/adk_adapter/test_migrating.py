@@ -21,6 +21,7 @@ from google.genai import types
 from adk_adapter import (
     AlreadyExistsError,
     DatabaseSessionService,
+    ListSessionsResponse,
     MigratingSessionService,
     SessionNotFoundError,
 )
@@ -160,6 +161,25 @@ async def test_lists_have_the_sessions_of_both(
     }  # fmt: skip
     assert [each.id for each in await service.list_sessions("app", "bob")] == ["1"]
     assert service.get_stats()["sessions"] == 2  # listing took none
+
+
+async def test_lists_miss_no_session_that_is_taken_over_meanwhile(
+    service: MigratingSessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_here = DatabaseSessionService.list_sessions
+
+    async def list_while_others_load(*arguments: Any) -> ListSessionsResponse:
+        await service.get_session("app", "ada", "1")
+        found = await list_here(*arguments)
+        await service.get_session("app", "ada", "2")
+        return found
+
+    monkeypatch.setattr(DatabaseSessionService, "list_sessions", list_while_others_load)
+    listed = await service.list_sessions("app")
+    assert sorted((each.user_id, each.id) for each in listed) == [
+        ("ada", "1"), ("ada", "2"), ("bob", "1"),
+    ]  # fmt: skip
+    assert service.get_stats()["sessions"] == 2
 
 
 async def test_what_is_deleted_here_stays_deleted(
