@@ -28,7 +28,7 @@ from adk_adapter.imports.services import found_in, owners_of, prepare_from
 from adk_adapter.imports.writing import has_owner, is_taken, take_owner_state, take_session
 from adk_adapter.service import DatabaseSessionService, session_key
 from adk_adapter.session import ListSessionsResponse, Session
-from eventstore import InvalidInput, StreamKey, StreamKind
+from eventstore import InvalidIdentifier, InvalidInput, StreamKey, StreamKind
 from projections.retention import Erased
 from projections.transfer import Taken
 
@@ -98,16 +98,19 @@ class MigratingSessionService(DatabaseSessionService):
     ) -> ListSessionsResponse:
         """The sessions that are here and those that are still in the old service, which stay there.
 
-        Keys of users and apps are as they are here.
+        Keys of users and apps are as they are here. A session with an id that no store can hold is
+        logged and left out.
         """
         listed = await self._old.list_sessions(app_name=app_name, user_id=user_id)
-        users = {each.user_id for each in listed.sessions}
+        there: dict[StreamKey, AdkSession] = {}
+        for each in listed.sessions:
+            try:
+                there[session_key(each.app_name, each.user_id, each.id)] = each
+            except InvalidIdentifier as error:
+                _log.warning("left out session %r of user %r: %s", each.id, each.user_id, error)
+        users = {key.user_id for key in there}
         for owner in users if user_id is None else {user_id}:
             await self._take_owners(app_name, owner)
-        there = {
-            StreamKey(StreamKind.SESSION, each.app_name, each.user_id, each.id.strip()): each
-            for each in listed.sessions
-        }
         # In this order: one that is taken over meanwhile is in the second, and not in neither.
         taken = await asyncio.to_thread(
             self._store.snapshot, lambda s: {key for key in there if is_taken(s, key)}

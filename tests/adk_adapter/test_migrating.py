@@ -182,6 +182,21 @@ async def test_lists_miss_no_session_that_is_taken_over_meanwhile(
     assert service.get_stats()["sessions"] == 2
 
 
+async def test_lists_do_without_a_session_that_no_store_can_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = InMemorySessionService()
+    for user in ("a\0b", "bob"):
+        await old.create_session(
+            app_name="app", user_id=user, session_id="1", state={"k": "secret", "app:all": 1}
+        )
+    async with MigratingSessionService(tmp_path / "new.db", old=old) as service:
+        listed = await service.list_sessions("app")
+    assert [(each.user_id, each.state["app:all"]) for each in listed] == [("bob", 1)]
+    assert "user_id contains NUL" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_what_is_deleted_here_stays_deleted(
     service: MigratingSessionService, old: BaseSessionService
 ) -> None:
