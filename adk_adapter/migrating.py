@@ -24,7 +24,7 @@ from adk_adapter.codec import merge_scopes
 from adk_adapter.exports import Form
 from adk_adapter.history import StoredEvent
 from adk_adapter.imports.found import OwnerState
-from adk_adapter.imports.services import found_in, owners_of, prepare_from
+from adk_adapter.imports.services import apps_of, found_in, owners_of, prepare_from
 from adk_adapter.imports.writing import has_owner, is_taken, take_owner_state, take_session
 from adk_adapter.service import DatabaseSessionService, session_key
 from adk_adapter.session import ListSessionsResponse, Session
@@ -225,11 +225,19 @@ class MigratingSessionService(DatabaseSessionService):
     ) -> Erased:
         """As in DatabaseSessionService, once the old service has no session of the user.
 
+        In all apps only where the old service can name its own: an InMemorySessionService can.
+
         Raises:
-            InvalidInput: (a ValueError) it has: what is erased here would come over once more.
+            InvalidInput: (a ValueError) it has: what is erased here would come over once more; or
+                `app_name` is missing, and it cannot name its apps.
         """
-        found = await asyncio.to_thread(self._store.snapshot, lambda s: s.apps())
-        for app in [stream.key.app_name for stream in found] if app_name is None else [app_name]:
+        apps = apps_of(self._old) if app_name is None else [app_name]
+        if apps is None:
+            raise InvalidInput(
+                "The old service cannot say in which apps it has sessions of this user: name the "
+                "app, and erase the user in one after the other."
+            )
+        for app in apps:
             listed = await self._old.list_sessions(app_name=app, user_id=user_id)
             if listed.sessions:
                 raise InvalidInput(

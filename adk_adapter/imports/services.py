@@ -14,7 +14,7 @@ from adk_adapter.imports.running import note_fate, note_owners
 from adk_adapter.imports.writing import Prepared, prepare, take_owner_state, take_session
 from eventstore import EventStore, InvalidIdentifier
 
-__all__ = ["found_in", "import_from_service", "owners_of", "prepare_from"]
+__all__ = ["apps_of", "found_in", "import_from_service", "owners_of", "prepare_from"]
 
 
 async def import_from_service(
@@ -29,10 +29,8 @@ async def import_from_service(
     """
     report = Imported(type(service).__name__, f"a living {type(service).__name__}")
     in_memory = service if isinstance(service, InMemorySessionService) else None
-    if app_names is None:
-        if in_memory is None:
-            raise ValueError(f"a {report.source} cannot list its apps: pass app_names=[...]")
-        app_names = sorted({*in_memory.sessions, *in_memory.app_state, *in_memory.user_state})
+    if app_names is None and (app_names := apps_of(service)) is None:
+        raise ValueError(f"a {report.source} cannot list its apps: pass app_names=[...]")
     if isinstance(app_names, str):
         app_names = (app_names,)
     for app_name in app_names:
@@ -49,6 +47,13 @@ async def import_from_service(
             if session is not None:
                 await _take_session(store, session, report)
     return report
+
+
+def apps_of(service: BaseSessionService) -> list[str] | None:
+    """The apps of a service, None for one that cannot name them."""
+    if not isinstance(service, InMemorySessionService):
+        return None
+    return sorted({*service.sessions, *service.app_state, *service.user_state})
 
 
 def _owners_in_memory(service: InMemorySessionService, app_name: str) -> list[OwnerState]:

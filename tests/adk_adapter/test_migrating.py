@@ -332,10 +332,22 @@ async def test_a_user_is_erased_once_the_old_service_has_none(
 ) -> None:
     done = await service.export(tmp_path / "x.jsonl", "app", "ada", "1")
     assert done.events == 3
-    for app_name in ("app", None):
-        with pytest.raises(ValueError, match="old service"):
-            await service.erase_user("ada", app_name)
+    with pytest.raises(ValueError, match="old service has sessions"):
+        await service.erase_user("ada", "app")
     for session_id in ("1", "2"):
         await old.delete_session(app_name="app", user_id="ada", session_id=session_id)
-    assert (await service.erase_user("ada")).sessions == 1
+    assert (await service.erase_user("ada", "app")).sessions == 1
     assert await service.get_session("app", "ada", "1") is None
+
+
+async def test_a_user_is_erased_in_all_apps_once_the_old_service_has_none_in_any(
+    service: MigratingSessionService, old: BaseSessionService
+) -> None:
+    # In an app that nobody has touched here.
+    await old.create_session(app_name="other", user_id="eve", session_id="1")
+    named = isinstance(old, InMemorySessionService)
+    with pytest.raises(ValueError, match="has sessions" if named else "name the app"):
+        await service.erase_user("eve")
+    await old.delete_session(app_name="other", user_id="eve", session_id="1")
+    if named:
+        assert (await service.erase_user("eve")).sessions == 0
