@@ -124,11 +124,11 @@ class Source(Protocol):
     def count_orphans(self) -> int:
         """How many events are of sessions that are not there; they are not taken."""
 
-    def owners(self) -> Iterator[OwnerState]:
-        """The state of every app and user."""
+    def owners(self) -> Iterator[OwnerState | LeftOut]:
+        """The state of every app and user; a LeftOut where ids are no text."""
 
-    def session_keys(self) -> Iterator[tuple[str, str, str]]:
-        """App, user and id of every session, app by app and user by user."""
+    def session_keys(self) -> Iterator[tuple[str, str, str] | LeftOut]:
+        """App, user and id of every session, by app and user; a LeftOut where they are no text."""
 
     def session(self, key: tuple[str, str, str]) -> FoundSession | None:
         """A session without its events; None when it is not there any more."""

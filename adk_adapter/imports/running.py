@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import tzinfo
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from adk_adapter.imports.found import (
     FoundSession,
@@ -43,6 +43,8 @@ from eventstore.location import resolve
 from projections.rebuild import Progress
 
 __all__ = ["import_sessions", "note_fate", "note_owners", "open_sources"]
+
+T = TypeVar("T")
 
 _EVENTS_PER_TRANSACTION: Final = 500
 _SESSIONS_PER_TRANSACTION: Final = 50
@@ -139,12 +141,12 @@ def import_sessions(
         StorageFailed, StoreBusy, OutcomeUnknown: see eventstore.errors.
     """
     report = Imported(source.name, source.kind, dry_run, orphans=source.count_orphans())
-    for owners in _batches(source.owners(), _OWNERS_PER_TRANSACTION):
+    for owners in _batches(_named(source.owners(), report), _OWNERS_PER_TRANSACTION):
         _take_owners(store, owners, report)
     total, done, read = source.count(), 0, 0
     waiting: list[Prepared] = []
     try:
-        for key in source.session_keys():
+        for key in _named(source.session_keys(), report):
             with source.moment():
                 found = source.session(key)
                 prepared = _prepare(source, found, report) if found else None
@@ -164,6 +166,15 @@ def import_sessions(
         for each in waiting:
             each.close()
     return report
+
+
+def _named(found: Iterable[T | LeftOut], report: Imported) -> Iterator[T]:
+    """What can be asked for by its ids; of the rest the report is told."""
+    for each in found:
+        if isinstance(each, LeftOut):
+            report.leave_out(each)
+        else:
+            yield each
 
 
 def _batches(owners: Iterable[OwnerState], size: int) -> Iterator[list[OwnerState]]:

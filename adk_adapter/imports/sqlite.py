@@ -40,8 +40,7 @@ class SqliteRows:
 
     def _prepare(self) -> None:
         self._connection.row_factory = sqlite3.Row
-        # A text that is no UTF-8 must cost its row, not the whole page.
-        self._connection.text_factory = bytes
+        self._connection.text_factory = _text
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         for pragma in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON"):
             self._connection.execute(f"PRAGMA {pragma}")
@@ -54,7 +53,7 @@ class SqliteRows:
             "WHERE (SELECT s.type FROM sqlite_schema AS s WHERE s.name = ?1) = 'table'",
             (table,),
         )
-        return {row["name"].decode(): row["type"].decode().upper() for row in rows}
+        return {row["name"]: row["type"].upper() for row in rows}
 
     def select(self, sql: str, values: Iterable[object] = ()) -> Iterator[dict[str, Any]]:
         """The rows of a statement, whose values are written as `?`."""
@@ -96,3 +95,11 @@ class SqliteRows:
             else:
                 reason, remedy = f"cannot be read ({name})", "Check the path and its permissions."
             raise ImportFailed(self.name, reason, remedy) from None
+
+
+def _text(stored: bytes) -> str | bytes:
+    """A text that is no UTF-8 stays bytes: it must cost its row, not the whole page."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored

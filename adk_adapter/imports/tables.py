@@ -17,7 +17,14 @@ import pydantic
 from google.adk.events import Event
 
 from adk_adapter.codec import validate_event
-from adk_adapter.imports.found import FoundEvent, FoundSession, ImportFailed, OwnerState, state_of
+from adk_adapter.imports.found import (
+    FoundEvent,
+    FoundSession,
+    ImportFailed,
+    LeftOut,
+    OwnerState,
+    state_of,
+)
 
 __all__ = ["AdkTables", "Rows"]
 
@@ -51,7 +58,10 @@ Row = Mapping[str, Any]
 
 
 class Rows(Protocol):
-    """A database that is read row by row. Texts may come as bytes, JSON as text or decoded."""
+    """A database that is read row by row. JSON comes as text or decoded.
+
+    A text that is none (not UTF-8, or a BLOB in its place) comes as bytes.
+    """
 
     name: str
     append_order: str
@@ -125,22 +135,30 @@ class AdkTables:
         )
         return int(row["n"])
 
-    def owners(self) -> Iterator[OwnerState]:
-        """The state of every app, and then of every user."""
+    def owners(self) -> Iterator[OwnerState | LeftOut]:
+        """The state of every app, and then of every user; a LeftOut where ids are no text."""
         for table, ids in (
             ("app_states", ("app_name",)),
             ("user_states", ("app_name", "user_id")),
         ):
             for row in self._pages(table, (*ids, "state"), ids):
-                user = _text(row["user_id"]) if "user_id" in ids else None
-                yield OwnerState(
-                    _text(row["app_name"]), user, state_of(row["state"]), _size(row["state"])
-                )
+                if isinstance(row, LeftOut):
+                    yield row
+                else:
+                    yield OwnerState(
+                        row["app_name"],
+                        row.get("user_id"),
+                        state_of(row["state"]),
+                        _size(row["state"]),
+                    )
 
-    def session_keys(self) -> Iterator[tuple[str, str, str]]:
-        """App, user and id of every session, app by app and user by user."""
+    def session_keys(self) -> Iterator[tuple[str, str, str] | LeftOut]:
+        """App, user and id of every session, by app and user; a LeftOut where they are no text."""
         for row in self._pages("sessions", _SESSION_IDS, _SESSION_IDS):
-            yield _text(row["app_name"]), _text(row["user_id"]), _text(row["id"])
+            if isinstance(row, LeftOut):
+                yield row
+            else:
+                yield row["app_name"], row["user_id"], row["id"]
 
     def session(self, key: tuple[str, str, str]) -> FoundSession | None:
         """A session without its events; None when it is not there any more."""
@@ -185,19 +203,39 @@ class AdkTables:
 
     def _pages(
         self, table: str, columns: tuple[str, ...], ids: tuple[str, ...]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Row | LeftOut]:
         """The rows of a table in the order of its key, each page read on its own."""
         names, key = ", ".join(columns), ", ".join(ids)
         marks = ", ".join("?" for _ in ids)
-        after: tuple[object, ...] | None = None
+        after: tuple[object, ...] = ()
+        # What is no text cannot be asked for: such rows are counted from the last one that is.
+        behind = 0
         while True:
-            where = "" if after is None else f"WHERE ({key}) > ({marks}) "
-            sql = f"SELECT {names} FROM {table} {where}ORDER BY {key} LIMIT {_PAGE}"  # noqa: S608
-            page = [dict(row) for row in self._rows.select(sql, after or ())]
-            yield from page
+            where = f"WHERE ({key}) > ({marks}) " if after else ""
+            sql = (
+                f"SELECT {names} FROM {table} {where}"  # noqa: S608 - known names
+                f"ORDER BY {key} LIMIT {_PAGE} OFFSET {behind}"
+            )
+            page = list(self._rows.select(sql, after))
+            for row in page:
+                values = tuple(row[name] for name in ids)
+                if all(isinstance(value, str) for value in values):
+                    after, behind = values, 0
+                    yield row
+                else:
+                    behind += 1
+                    shown = {name: _text(row[name]) for name in ids}
+                    yield LeftOut(
+                        table,
+                        shown["app_name"],
+                        shown.get("user_id"),
+                        shown.get("id"),
+                        None,
+                        _size(row.get("state")),
+                        "its ids are no text",
+                    )
             if len(page) < _PAGE:
                 return
-            after = tuple(_text(page[-1][name]) for name in ids)
 
     def _json(self, row: Row) -> tuple[Event, str]:
         stored = row["event_data"]
@@ -248,6 +286,8 @@ def _text(value: object) -> str:
 def _size(value: object) -> int:
     if isinstance(value, bytes | bytearray | memoryview):
         return len(value)
+    if isinstance(value, str):
+        return len(value.encode())
     if isinstance(value, dict | list):
         return len(json.dumps(value))
     return 0 if value is None else len(str(value))

@@ -412,6 +412,44 @@ async def test_rows_that_cannot_be_taken_are_named_by_ids_and_sizes(
     assert (await service.verify()).clean
 
 
+@pytest.mark.parametrize("odd", ["CAST(x'ff41' AS TEXT)", "CAST(id AS BLOB)"])
+async def test_rows_whose_ids_are_no_text_are_named_and_those_behind_them_taken(
+    odd: str, tmp_path: Path, service: DatabaseSessionService
+) -> None:
+    path = tmp_path / "old.db"
+    await fill(SqliteSessionService(str(path)), sessions=3)
+    alter(path, f"UPDATE sessions SET id = {odd} WHERE id = 's0'")
+    alter(path, f"UPDATE user_states SET user_id = {odd.replace('id', 'user_id')}"
+          " WHERE user_id = 'u0'")  # fmt: skip
+    for dry_run in (True, False):
+        report = take(service, path, dry_run=dry_run)
+        assert (report.sessions, report.events) == (2, 8)
+        assert {each.table for each in report.left_out} == {"sessions", "user_states"}
+        assert report.left_out_count == 2
+    assert [each.id for each in await service.list_sessions("app")] == ["s1", "s2"]
+    again = take(service, path)
+    assert (again.there, again.left_out_count) == (2, 2)
+    assert (await service.verify()).clean
+
+
+async def test_pages_of_rows_whose_ids_are_no_text_come_to_an_end(
+    tmp_path: Path, service: DatabaseSessionService
+) -> None:
+    path = tmp_path / "old.db"
+    await fill(SqliteSessionService(str(path)), sessions=2)
+    alter(
+        path,
+        "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 599) "
+        "INSERT INTO sessions SELECT 'app', 'u0', "
+        # Those that are no UTF-8 come before 's0', a BLOB comes behind it.
+        "CASE WHEN i < 350 THEN CAST(x'31ff' || i AS TEXT) ELSE CAST(i AS BLOB) END, '{}', 1, 1 "
+        "FROM n",
+    )
+    report = take(service, path)
+    assert (report.sessions, report.left_out_count) == (2, 500)
+    assert len({each.session_id for each in report.left_out}) == 500
+
+
 def nested(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
