@@ -184,23 +184,37 @@ def fate_of(snapshot: Snapshot, prepared: Prepared) -> Fate:
     return _facts(snapshot, prepared).fate
 
 
-def _is_noted(snapshot: Snapshot, key: StreamKey) -> bool:
-    """Whether a session was taken by an import before."""
+def _note_of(snapshot: Snapshot, key: StreamKey) -> tuple[Stream, int] | None:
+    """The user's stream and the version at which an import noted a session; None for no note."""
     user = snapshot.find_stream(StreamKey(StreamKind.USER, key.app_name, key.user_id))
-    return user is not None and snapshot.version_of(user, _note_id(key)) is not None
+    version = None if user is None else snapshot.version_of(user, _note_id(key))
+    return None if user is None or version is None else (user, version)
+
+
+def _noted_id(snapshot: Snapshot, key: StreamKey) -> str | None:
+    """The id in its source of the session that was taken by an import before; None for none."""
+    if (noted := _note_of(snapshot, key)) is None:
+        return None
+    user, version = noted
+    (note,) = snapshot.read_page(user, version - 1, 1)
+    return str((note.payload() or {}).get("session_id", key.session_id))
 
 
 def _facts(snapshot: Snapshot, prepared: Prepared) -> _Facts:
-    noted = _is_noted(snapshot, prepared.key)
+    noted = _noted_id(snapshot, prepared.key)
+    same = noted == prepared.found.session_id
     stream = snapshot.find_stream(prepared.key)
     if stream is None:
-        return _Facts("deleted" if noted else "taken", None, frozenset())
+        fate: Fate = "taken" if noted is None else "deleted" if same else "taken here"
+        return _Facts(fate, None, frozenset())
     log = snapshot.read(stream)
     stored = frozenset(event.event_id for event in log)
     source = {event.event_id for event in prepared.events()}
-    if source <= stored and (noted or source):
+    # Notes were once without the blanks of an id: then its events say which session it is.
+    unsure = source and noted in (None, prepared.key.session_id)
+    if source <= stored and (same or unsure):
         return _Facts("there", stream, stored)
-    if not noted:
+    if not same:
         return _Facts("taken here", stream, stored)
     ours = all(event.event_id.startswith(_OURS) or event.event_id in source for event in log)
     return _Facts("grown" if ours else "gone on here", stream, stored)
@@ -256,7 +270,8 @@ def _first_time(*times: float | None) -> float:
 
 
 def _note(prepared: Prepared) -> NewEvent:
-    body = {"session_id": prepared.key.session_id, "events": prepared.count}
+    # Some sources tell ids apart that differ in blanks only.
+    body = {"session_id": prepared.found.session_id, "events": prepared.count}
     return NewEvent(
         event_id=_note_id(prepared.key),
         type=EventType.IMPORTED,
@@ -333,7 +348,7 @@ def _size(value: Any) -> int:
 
 def is_taken(snapshot: Snapshot, key: StreamKey) -> bool:
     """Whether there is, or once was, a session with this key here."""
-    return snapshot.find_stream(key) is not None or _is_noted(snapshot, key)
+    return snapshot.find_stream(key) is not None or _note_of(snapshot, key) is not None
 
 
 def has_owner(snapshot: Snapshot, key: StreamKey) -> bool:

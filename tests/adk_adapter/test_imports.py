@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from google.adk.events import Event, EventActions
 from google.adk.sessions import (
@@ -314,6 +315,56 @@ async def test_another_session_of_the_same_id_is_left_alone(
     loaded = await service.get_session(*KEY)
     assert loaded is not None
     assert loaded.state == {"mine": 1, "user:u": "here", "app:a": 1}
+
+
+@needs_greenlet
+async def test_of_ids_that_differ_in_blanks_only_the_first_is_taken_and_the_others_named(
+    tmp_path: Path, service: DatabaseSessionService
+) -> None:
+    path = tmp_path / "old.db"
+    old = adk_service("database", path)
+    for session_id, events in (("one", 1), ("one ", 0), (" two", 0), ("two", 1), (" three ", 1)):
+        session = await old.create_session(
+            app_name="app", user_id="ada", session_id=session_id, state={"mine": session_id}
+        )
+        for n in range(events):
+            await old.append_event(session, text(f"e{n}", 1.0, n=n))
+    expected = {"one": ("one", 1), "two": (" two", 0), "three": (" three ", 1)}
+    for taken in (3, 0):
+        report = take(service, path)
+        assert (report.sessions, report.there, report.grown) == (taken, 3 - taken, 0)
+        assert sorted(each.session_id or "" for each in report.left_out) == ["one ", "two"]
+        assert {each.reason for each in report.left_out} == {"another session has this id here"}
+        for session_id, (mine, events) in expected.items():
+            loaded = await service.get_session("app", "ada", session_id)
+            assert loaded is not None
+            assert (loaded.state["mine"], len(loaded.events)) == (mine, events)
+    await service.delete_session("app", "ada", "one")
+    assert take(service, path).left_out_count == 2
+    await old.close()
+
+
+async def test_a_session_that_was_noted_without_its_id_as_the_source_has_it(
+    tmp_path: Path, service: DatabaseSessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As versions before this one noted it."""
+    from adk_adapter.imports import writing
+
+    path = tmp_path / "old.db"
+    await fill(SqliteSessionService(str(path)), sessions=1)
+    alter(path, "UPDATE sessions SET id = ' s0'")
+    alter(path, "UPDATE events SET session_id = ' s0'")
+    with monkeypatch.context() as before:
+        note = writing._note
+
+        def older(prepared: Any) -> Any:
+            body = {"session_id": prepared.key.session_id, "events": prepared.count}
+            return msgspec.structs.replace(note(prepared), data=json.dumps(body).encode())
+
+        before.setattr(writing, "_note", older)
+        assert take(service, path).sessions == 1
+    report = take(service, path)
+    assert (report.there, report.left_out) == (1, [])
 
 
 async def test_a_session_that_comes_later_does_not_turn_shared_keys_back(
