@@ -37,6 +37,7 @@ from eventstore import (
     PathUnusable,
     Snapshot,
     StoreUnusable,
+    StreamKey,
     pending_migrations,
 )
 from eventstore.location import resolve
@@ -145,6 +146,7 @@ def import_sessions(
         _take_owners(store, owners, report)
     total, done, read = source.count(), 0, 0
     waiting: list[Prepared] = []
+    promised: set[StreamKey] = set()
     try:
         for key in _named(source.session_keys(), report):
             with source.moment():
@@ -158,9 +160,9 @@ def import_sessions(
                 len(waiting) >= _SESSIONS_PER_TRANSACTION
                 or sum(each.count for each in waiting) >= _EVENTS_PER_TRANSACTION
             ):
-                _flush(store, waiting, report)
+                _flush(store, waiting, report, promised)
                 progress(read, done, total)
-        _flush(store, waiting, report)
+        _flush(store, waiting, report, promised)
         progress(read, done, total)
     finally:
         for each in waiting:
@@ -216,27 +218,33 @@ def _prepare(source: Source, found: FoundSession, report: Imported) -> Prepared 
         return None
 
 
-def _flush(store: EventStore | None, waiting: list[Prepared], report: Imported) -> None:
-    """Takes what waits in one transaction, or only judges it."""
+def _flush(
+    store: EventStore | None, waiting: list[Prepared], report: Imported, promised: set[StreamKey]
+) -> None:
+    """Takes what waits in one transaction, or only judges it.
+
+    `promised` are the sessions that a dry run would have taken by now.
+    """
 
     def take(transaction: MaintenanceTransaction) -> list[tuple[Fate, int]]:
         return [take_session(transaction, each) for each in waiting]
 
-    def judge(snapshot: Snapshot) -> list[tuple[Fate, int]]:
-        fates = [fate_of(snapshot, each) for each in waiting]
-        return [
-            (fate, each.count if fate in ("taken", "grown") else 0)
-            for fate, each in zip(fates, waiting, strict=True)
-        ]
+    def judge(snapshot: Snapshot) -> list[Fate]:
+        return [fate_of(snapshot, each) for each in waiting]
 
     if not waiting:
         return
-    if store is None:
-        outcomes: list[tuple[Fate, int]] = [("taken", each.count) for each in waiting]
-    elif report.dry_run:
-        outcomes = store.snapshot(judge)
-    else:
+    outcomes: list[tuple[Fate, int]] = []
+    if store is not None and not report.dry_run:
         outcomes = store.transact(take)
+    else:
+        fates: list[Fate] = ["taken"] * len(waiting) if store is None else store.snapshot(judge)
+        for prepared, fate in zip(waiting, fates, strict=True):
+            if fate == "taken" and prepared.key in promised:
+                outcomes.append(("taken here", 0))
+            else:
+                outcomes.append((fate, prepared.count if fate in ("taken", "grown") else 0))
+                promised.add(prepared.key)
     for prepared, (fate, events) in zip(waiting, outcomes, strict=True):
         note_fate(report, prepared, fate, events)
     while waiting:

@@ -331,8 +331,10 @@ async def test_of_ids_that_differ_in_blanks_only_the_first_is_taken_and_the_othe
             await old.append_event(session, text(f"e{n}", 1.0, n=n))
     expected = {"one": ("one", 1), "two": (" two", 0), "three": (" three ", 1)}
     for taken in (3, 0):
+        dry = take(service, path, dry_run=True)
         report = take(service, path)
         assert (report.sessions, report.there, report.grown) == (taken, 3 - taken, 0)
+        assert (dry.sessions, dry.there, dry.left_out) == (taken, 3 - taken, report.left_out)
         assert sorted(each.session_id or "" for each in report.left_out) == ["one ", "two"]
         assert {each.reason for each in report.left_out} == {"another session has this id here"}
         for session_id, (mine, events) in expected.items():
