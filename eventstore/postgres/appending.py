@@ -93,6 +93,10 @@ class _Wider(Exception):
     """A projection changes rows of a stream that was not locked: begin anew, with more locks."""
 
 
+class _Spoilt(Exception):
+    """A request failed behind what it had written, which must go."""
+
+
 class _Plan:
     """What a transaction is going to write, and what each request is told of it."""
 
@@ -183,6 +187,13 @@ class Writer:
                 self._execute(connection, plan, group, pipelined=pipelined)
             except _Wider:
                 self._roll_back()
+            except _Spoilt as spoilt:
+                self._roll_back()
+                if len(group) > 1:
+                    return self._each(group)
+                assert spoilt.__cause__ is not None
+                self._fail(group, spoilt.__cause__)
+                return []
             except Exception as error:
                 lost = is_lost(error, self._connection)
                 state = error.sqlstate if isinstance(error, psycopg.Error) else None
@@ -379,6 +390,8 @@ class Writer:
             except BaseException as error:  # whatever a projection or a merge raises is its own
                 if isinstance(error, psycopg.Error) or is_lost(error, connection):
                     raise
+                if request.kind is Kind.CREATE and request.key in new:
+                    raise _Spoilt from error  # its stream is there by now, and would be empty
                 request.fail(error)
         return plan
 

@@ -252,7 +252,7 @@ def test_a_role_with_a_time_limit_of_its_own_waits_for_others_as_the_url_allows(
     postgres: Place, role: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventstore.postgres.appending._PATIENCE_S", 30.0)
-    monkeypatch.setattr("eventstore.postgres.engine._ALONE_PATIENCE_S", 30.0)
+    monkeypatch.setattr("eventstore.postgres.database._ALONE_PATIENCE_S", 30.0)
     execute(postgres.url, f"ALTER ROLE {role} SET statement_timeout = '1s'")
     longer = (
         "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' "

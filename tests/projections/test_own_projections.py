@@ -822,6 +822,29 @@ async def test_a_table_belongs_to_one_projection(target: str) -> None:
         DatabaseSessionService(target, projections=[Renamed()])
 
 
+@pytest.mark.parametrize("raised", [RuntimeError, SystemExit])
+async def test_a_session_that_an_inline_projection_does_not_take_can_be_made_again(
+    target: str, raised: type[BaseException]
+) -> None:
+    poisoned: set[str] = {"b"}
+
+    class Picky(Words):
+        def apply(self, event: RecordedEvent) -> Iterable[Change]:
+            if event.stream.key.session_id in poisoned:
+                raise raised
+            return ()
+
+    with closing(open_store(target, (*BUILT_IN, Picky()))) as store:
+        for names in (("b",), ("a", "b", "c", "d")):
+            made = [store.create(session(name), created()) for name in names]
+            await asyncio.wait(made)
+            assert [each.exception() is None for each in made] == [name != "b" for name in names]
+        assert await store.load(session("b"), Window(), bool) is None
+        poisoned.clear()
+        assert (await store.create(session("b"), created())).stream.version == 1
+        assert verify(store, store.projections).clean
+
+
 def test_a_table_that_was_changed_without_its_version_is_named(target: str) -> None:
     with closing(open_store(target, BUILT_IN)) as store:
         run(store, (Words(),))
