@@ -71,15 +71,11 @@ class Request(Generic[T]):
 
     def wait(self) -> T:
         """Blocks until the outcome is there; returns or raises it."""
-        self.wait_until_done()
+        assert self._done is not None
+        self._done.wait()
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
-
-    def wait_until_done(self) -> None:
-        """Blocks until the outcome is there, whatever it is."""
-        assert self._done is not None
-        self._done.wait()
 
     def succeed(self, result: T) -> None:
         """Sets the outcome; `settle` delivers it."""

@@ -96,6 +96,10 @@ class _Wider(Exception):
 class _Spoilt(Exception):
     """A request failed behind what it had written, which must go."""
 
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
 
 class _Plan:
     """What a transaction is going to write, and what each request is told of it."""
@@ -191,8 +195,7 @@ class Writer:
                 self._roll_back()
                 if len(group) > 1:
                     return self._each(group)
-                assert spoilt.__cause__ is not None
-                self._fail(group, spoilt.__cause__)
+                self._fail(group, spoilt.error)
                 return []
             except Exception as error:
                 lost = is_lost(error, self._connection)
@@ -391,7 +394,9 @@ class Writer:
                 if isinstance(error, psycopg.Error) or is_lost(error, connection):
                     raise
                 if request.kind is Kind.CREATE and request.key in new:
-                    raise _Spoilt from error  # its stream is there by now, and would be empty
+                    raise _Spoilt(
+                        error
+                    ) from error  # its stream is there by now, and would be empty
                 request.fail(error)
         return plan
 

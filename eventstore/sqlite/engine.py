@@ -110,8 +110,6 @@ class Engine:
         """What waits for the gate: whoever holds it takes from here, in order."""
         self._told = False
         """Whether the writer is to take it."""
-        self._batch: list[_Work] = []
-        """What the writer has taken."""
         self._syncer: threading.Thread | None = None
         """Has the disk take the WAL, for the writer to copy it then; None when that is not due."""
         self._synced = False
@@ -175,8 +173,8 @@ class Engine:
     def call(self, request: Request[T]) -> T:
         """Executes a request and blocks until its outcome is there.
 
-        When a signal's handler raises meanwhile, a request that writes is not executed any more
-        once this raises: what it was allowed to do by a lock of the caller's it must not do later.
+        When a signal's handler raises while it waits for its turn, a request that writes is not
+        executed any more: it may be allowed by a lock that is somebody else's by then.
         """
         try:
             return self.begin(request).wait()
@@ -186,15 +184,12 @@ class Engine:
             raise
 
     def _withdraw(self, request: _Work) -> None:
-        """Takes back what waits; what is being executed is waited for."""
+        """Takes back what waits. What has been taken is done before anybody else's turn."""
         with self._lock:
             if request in self._writes:
                 self._writes.remove(request)
             if isinstance(request, Rewrite):
                 request.given_up = True
-            begun = request in self._batch
-        if begun:
-            request.wait_until_done()
 
     def begin(self, request: R) -> R:
         """Hands a request over for a thread that will wait for it later."""
@@ -479,21 +474,22 @@ class Engine:
     # The writer thread.
 
     def _write_loop(self) -> None:
+        batch: list[_Work] = []
         due: Due = []
         try:
             while self._wait_for_work():
                 with self._gate.held():
-                    self._take(_BATCH_REQUESTS_MAX)
+                    batch = self._take(_BATCH_REQUESTS_MAX)
                     with self._using:
                         self._write.due = due
                         self._write.resolve()
-                        self._commit(self._batch)
+                        self._commit(batch)
                 deliver(due)
-                self._batch = []  # an idle thread must keep neither requests nor outcomes alive
+                batch = []  # an idle thread must keep neither requests nor outcomes alive
                 if self._synced or self._write.frames >= _CHECKPOINT_FRAMES:
                     self._fold_wal()
         except BaseException as error:
-            self._break(self._batch, error)
+            self._break(batch, error)
             deliver(due)
             raise
         finally:
@@ -549,11 +545,12 @@ class Engine:
             self._synced = True
             self._tell()
 
-    def _take(self, count: int) -> None:
+    def _take(self, count: int) -> list[_Work]:
         with self._lock:
             count = min(len(self._writes), count)
-            self._batch = [self._writes.popleft() for _ in range(count)]
+            batch = [self._writes.popleft() for _ in range(count)]
             self._told = self._told or bool(self._writes)
+            return batch
 
     def _take_brief(self, count: int) -> None:
         now = time.monotonic()
