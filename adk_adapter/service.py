@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar, get_args
 
 from google.adk.events import Event
 from google.adk.sessions import BaseSessionService, State
@@ -804,7 +804,10 @@ class DatabaseSessionService(BaseSessionService):
             SessionNotFoundError: there is no such session.
             EvaluationMissing: ADK is installed without what an eval set needs.
             ValueNotStorable: ADK's JSON cannot hold a text or a number of it.
+            ValueError: there is no such form.
         """
+        if form not in get_args(Form):
+            raise ValueError(f"form must be 'session' or 'eval-set', not {form!r}")
         key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):
             session = await self._store.load(key, Window(), _session)

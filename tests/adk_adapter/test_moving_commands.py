@@ -227,6 +227,8 @@ async def test_both_are_methods_too(db: Path, tmp_path: Path) -> None:
         assert Session.model_validate_json(text).id == "first"
         with pytest.raises(SessionNotFoundError):
             await service.session_as("shop", "ada", "none")
+        with pytest.raises(ValueError, match="not 'evalset'"):
+            await service.session_as("shop", "ada", "first", "evalset")  # type: ignore[arg-type]
         done = await service.export(tmp_path / "app.jsonl", "shop")
         assert done.events == 25
     dry = invoke("import", tmp_path / "app.jsonl", "--db", tmp_path / "other.db", "--dry-run")
