@@ -72,11 +72,11 @@ class Flight:
                 if appended is not None and appended.news and not passage.landed:
                     self._apply(passage, appended)
             except Exception:
-                # By a signal's handler perhaps, and then it can be done a second time.
-                if passage.failed:
-                    self._end(passage)
-                passage.failed = True
-                raise
+                # By a signal's handler perhaps: then it can be done a second time. What fails twice
+                # was told to whoever appended it.
+                if not passage.failed:
+                    passage.failed = True
+                    raise
             self._end(passage)
 
     def _end(self, passage: Passage) -> None:

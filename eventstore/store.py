@@ -217,6 +217,13 @@ class Snapshot(Protocol):
     def link_at(self, stream_id: int, version: int) -> bytes | None:
         """The chain link of an event; None when it is not there."""
 
+    def event_identity(self, stream: Stream, version: int) -> tuple[str, float]:
+        """The id and the time of an event.
+
+        Raises:
+            CorruptEvent: it is not there.
+        """
+
     def stream_facts(self, after: int, count: int) -> Sequence[StreamFacts]:
         """Up to `count` rows of `streams` behind id `after`."""
 

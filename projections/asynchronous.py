@@ -36,7 +36,7 @@ from eventstore.projection import is_table_name
 from projections.folding import failed
 from projections.rebuild import Progress, clear_away, rebuild
 
-__all__ = ["Follower", "Status", "catch_up", "drop", "run", "status"]
+__all__ = ["Follower", "Status", "catch_up", "drop", "require_running", "run", "status"]
 
 _EVENTS_PER_TRANSACTION: Final = 200
 _NEVER_BUILT: Final = -1
@@ -148,12 +148,7 @@ def catch_up(projection: Projection, transaction: MaintenanceTransaction) -> Non
     """
     registered = transaction.registered().get(projection.name)
     if not _built(registered, projection) or (registered and registered.failed_at is not None):
-        where = "" if registered is None else f" at position {registered.failed_at}"
-        raise ProjectionMissing(
-            projection.name,
-            f"it is stopped{where}, and what it has not folded must not be removed",
-            f"Mend it, or: adk-eventstore projections drop {projection.name}",
-        )
+        raise _stopped(projection.name, registered and registered.failed_at)
     while (following := _next_events(projection, transaction))[1]:
         checkpoint, events = following
         changes: list[Change] = []
@@ -163,6 +158,26 @@ def catch_up(projection: Projection, transaction: MaintenanceTransaction) -> Non
             except Exception as error:
                 raise failed(projection, event, error) from error
         _write(projection, checkpoint, events[-1].position, changes, None, transaction)
+
+
+def require_running(found: Iterable[Status]) -> None:
+    """Asserts that none of some projections is stopped, before anything is removed.
+
+    Raises:
+        ProjectionMissing: one is.
+    """
+    for each in found:
+        if each.failed_at is not None:
+            raise _stopped(each.projection, each.failed_at)
+
+
+def _stopped(name: str, failed_at: int | None) -> ProjectionMissing:
+    where = "" if failed_at is None else f" at position {failed_at}"
+    return ProjectionMissing(
+        name,
+        f"it is stopped{where}, and what it has not folded must not be removed",
+        f"Mend it, or: adk-eventstore projections drop {name}",
+    )
 
 
 def _changes(projection: Projection, event: RecordedEvent) -> Iterable[Change]:

@@ -42,7 +42,7 @@ __all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_sco
 _ROWS_PER_TRANSACTION: Final = 2_000
 _STREAMS_PER_TRANSACTION: Final = 20
 """So that no writer waits long behind one step."""
-_EVENTS_PER_CUT_OVER: Final = 1_000
+_EVENTS_PER_CUT_OVER: Final = 500
 """How little may be left to apply while all writers wait."""
 
 T = TypeVar("T")
@@ -98,9 +98,12 @@ def rebuild(
             progress(events, page.last, head)
         for projection, table in zip(projections, folded, strict=True):
             for rows in _batches(table.rows(), _ROWS_PER_TRANSACTION):
+                progress(events, head, head)
                 store.transact(partial(_fill_shadow, projection, rows), beside_writers=True)
         counts = [table.row_count() for table in folded]
-        events += _catch_up_and_cut_over(store, inline, asynchronous, head)
+        events += _catch_up_and_cut_over(
+            store, inline, asynchronous, head, lambda more, *at: progress(events + more, *at)
+        )
         for projection in projections:
             clear_away(store, projection.table.name)
     return [
@@ -110,7 +113,11 @@ def rebuild(
 
 
 def _catch_up_and_cut_over(
-    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection], after: int
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+    after: int,
+    progress: Progress,
 ) -> int:
     """Brings the shadows from `after` to the head and into place; returns how many events it was.
 
@@ -139,6 +146,7 @@ def _catch_up_and_cut_over(
             return events
         if head <= after:
             continue  # beside writers a server's head may go back, and comes again
+        progress(events, after, head)
         page = store.snapshot(partial(read_page, projections, after, head))
         for projection in projections:
             for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):

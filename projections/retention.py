@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from eventstore import (
+    CorruptRow,
     EventStore,
     EventType,
     InvalidInput,
@@ -25,12 +26,13 @@ from eventstore import (
     Row,
     Snapshot,
     Stream,
+    StreamFacts,
     StreamKey,
     StreamKind,
     check_identifier,
 )
 from eventstore.events import REMOVAL_TYPES
-from projections.asynchronous import run
+from projections.asynchronous import require_running, run
 from projections.listing import SESSIONS
 from projections.rebuild import Progress, clear_away
 from projections.scavenge import (
@@ -200,7 +202,23 @@ def _idle(
     )
     rows = [row for row in page if float(row[2]) < cutoff]
     facts = snapshot.get_facts([int(row[0]) for row in rows])
-    return rows, [facts[int(row[0])].stream for row in rows]
+    return rows, [_as_the_log_has_it(row, facts.get(int(row[0])), snapshot) for row in rows]
+
+
+def _as_the_log_has_it(row: Row, facts: StreamFacts | None, snapshot: Snapshot) -> Stream:
+    """The session of a row, whose time is that of the last event that was said, or of a later one.
+
+    Raises:
+        CorruptRow: it is not; and by the row the session would be removed for good.
+    """
+    if facts is not None and facts.live and facts.stream.key.kind is StreamKind.SESSION:
+        stream, said = facts.stream, facts.stream.conversation_version
+        if snapshot.event_identity(stream, said)[1] == row[2] or any(
+            event.timestamp == row[2]
+            for event in snapshot.read_page(stream, said, stream.version - said)
+        ):
+            return stream
+    raise CorruptRow("sessions", f"says of stream {row[0]} what is not in the log")
 
 
 def _purge_step(
@@ -306,7 +324,7 @@ def erase_user(
     if app_name is not None:
         check_identifier("app_name", app_name)
     require_all(store, asynchronous)
-    run(store, asynchronous)
+    require_running(run(store, asynchronous))
     with store.maintaining("erase a user"):
         keys = _end_all(store, user_id, app_name)
         ended = store.snapshot(partial(_ended, user_id, app_name))

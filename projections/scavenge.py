@@ -46,6 +46,7 @@ from eventstore import (
     changes_of,
 )
 from eventstore.encoding import STRICT_JSON, decode_members, join_members
+from eventstore.records import ROW_CHANGED
 from projections.asynchronous import catch_up, run
 from projections.rebuild import Progress
 from projections.sessions import SessionsProjection
@@ -176,6 +177,9 @@ def remove(
                     raise
                 _log.warning("removing what is damaged: %s", error)
                 log, last = (), _last_by_rows(transaction, stream)
+            if log and why is not EventType.ERASED and log[-1].type != EventType.SESSION_DELETED:
+                # By its row alone it was deleted: no event says so.
+                raise CorruptEvent(str(stream.key), stream.version, 0, ROW_CHANGED)
             for owner, keys in last.items():
                 carried += _carry_over(transaction, owner, keys)
             # The rows must stand at the head, where they are noted.
@@ -185,6 +189,8 @@ def remove(
                 _carry_rows_over(transaction, projection, stream, log)
             events += transaction.scavenge(stream)
             sessions += stream.key.kind is StreamKind.SESSION
+        for projection in others:
+            _carry_ends_over(transaction, projection, streams)
         done = Scavenged(sessions, events, carried)
         note = {"streams": [stream.id for stream in streams], **done._asdict(), **facts}
         transaction.append(transaction.ensure_system_stream(), maintenance_event(why, note))
@@ -218,7 +224,7 @@ def _carry_rows_over(
             else:
                 touched.setdefault(int(change.key[0]), {})[change.key] = None
     for owner in (touched.keys() | emptied) - {stream.id}:
-        if _is_ended_user(transaction, owner):
+        if _is_ended_user(transaction, owner) and not transaction.owned_rows(projection, [owner]):
             continue
         if owner in emptied:
             changes = _owned_as_they_are(transaction, projection, owner)
@@ -226,6 +232,22 @@ def _carry_rows_over(
             changes = [_as_it_is(transaction, projection, key) for key in touched[owner]]
         new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
         transaction.append(_stream_for(transaction, owner), new)
+
+
+def _carry_ends_over(
+    transaction: MaintenanceTransaction, projection: Projection, streams: Iterable[Stream]
+) -> None:
+    """Notes that rows of removed streams have ended: the tombstones that said so are removed too.
+
+    Events of others, which stay, may have written them.
+    """
+    changes = [
+        change
+        for stream in streams
+        for change in _owned_as_they_are(transaction, projection, stream.id)
+    ]
+    new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
+    transaction.append(transaction.ensure_system_stream(), new)
 
 
 def _is_ended_user(transaction: MaintenanceTransaction, owner: int) -> bool:

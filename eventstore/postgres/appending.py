@@ -158,6 +158,8 @@ class Writer:
         """Scopes whose rows projections change also when the delta does not name them."""
         self._beside: set[StreamKey] = set()
         """Other streams whose rows the projections of a group change."""
+        self._ownerless: set[int] = set()
+        """Ids of none or of deleted ones, whose rows they change too."""
         self.busy_since: float | None = None
         """Since when it waits for the server, on the monotonic clock."""
         self.observer: Observer | None = None
@@ -176,6 +178,7 @@ class Writer:
                 return self._commit(group, min(patience_s, self._address.lock_timeout_s))
         finally:
             self._beside.clear()
+            self._ownerless.clear()
 
     def _commit(
         self, group: Sequence[Write[Any]], patience_s: float, *, pipelined: bool = True
@@ -372,6 +375,8 @@ class Writer:
                 locked = run("lock_streams", *_key_columns(keys))
                 opened = run("open_streams", *_new_sessions(creates, nonces)) if creates else None
                 found = run("find_events", *_event_ids(writes))
+                for owner in sorted(self._ownerless):  # which have no row to be locked
+                    run("take_lock", self._locks.of_owner(owner))
                 drawn = run("draw_positions", len(writes))
         except psycopg.Error:
             # One that is executed by itself steps aside in any case.
@@ -624,12 +629,13 @@ class Writer:
             connection = self._connection
             assert connection is not None
             rows = connection.execute(self._q["get_facts"], (integers(others),), binary=True)
-            # A stream that was deleted takes no more events, so there is nobody to keep off.
-            live = {stream_of(row[:10]).key for row in rows.fetchall() if row[10]}
-            if live <= self._beside and len(unlocked) == len(others):
+            live = {s.id: s.key for s in (stream_of(r[:10]) for r in rows.fetchall() if r[10])}
+            ownerless = others - live.keys()
+            if not live and ownerless <= self._ownerless and len(unlocked) == len(others):
                 plan.locked |= others
                 return
-            self._beside |= live
+            self._beside |= {*live.values()}
+            self._ownerless |= ownerless
         raise _Wider
 
     # The second round trip.

@@ -146,7 +146,7 @@ class Connector:
                 url = _run(url)
         except EventStoreError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             raise ServerUnavailable(
                 self.address.shown,
                 f"is not available (connect() raised {type(error).__name__})",

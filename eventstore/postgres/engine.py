@@ -475,7 +475,9 @@ class Engine:
 
         Raises:
             StoreBusy: somebody reads it all the time.
+            PathUnusable: it is for a role that owns the table.
         """
+        limited = at_most_s is not None
         patience = self.address.lock_timeout_s if at_most_s is None else at_most_s
         try:
             with (
@@ -483,40 +485,46 @@ class Engine:
                 self._answering(lambda c: c.execute("SELECT 1")) as (holder, _),
             ):
                 timer = threading.Timer(at_most_s or 0, connection.cancel)
-                if at_most_s is not None:
+                if limited:
                     timer.start()
                 try:
-                    done = self._rewrite(connection, holder, time.monotonic() + patience)
+                    deadline = time.monotonic() + patience
+                    done = self._rewrite(connection, holder, deadline, limited=limited)
                 finally:
                     timer.cancel()
-                    if at_most_s is not None:
+                    if limited:
                         timer.join()  # or its cancel might meet the connection's next statement
         except psycopg.errors.QueryCanceled as error:
-            if at_most_s is None:  # by a time limit of the server's or the role's
+            if not limited:  # by a time limit of the server's or the role's
                 raise translate(self.address, error) from error
             return False
         except psycopg.Error as error:
             raise translate(self.address, error) from error
-        if not done and at_most_s is None:
+        if not done and not limited:
             reader = "a transaction that reads it, a long query or a dump"
             raise StoreBusy(f"{self.address.schema}.events", patience, reader)
         return done
 
-    def _rewrite(self, connection: Connection, holder: Connection, deadline: float) -> bool:
+    def _rewrite(
+        self, connection: Connection, holder: Connection, deadline: float, *, limited: bool
+    ) -> bool:
         """Tries it without waiting for readers: all others would wait behind it."""
-        files = self._q["files_of_events"]
-        before: dict[str, int] = dict(connection.execute(files).fetchall())
-        left = list(before)
+        rows = connection.execute(self._q["files_of_events"]).fetchall()
+        if not all(may for _, _, may in rows):
+            raise psycopg.errors.InsufficientPrivilege("this role does not own the log's tables")
+        before = left = {table: file for table, file, _ in rows}
         while left:
             if time.monotonic() > deadline:
                 return False
             self._begin_alone(holder)
             _let_last(holder)
             for table in left:
+                if limited and time.monotonic() > deadline:
+                    break  # writers were waited for, and no cancel has met a statement
                 connection.execute(f"VACUUM (FULL, SKIP_LOCKED) {table}")
             holder.execute("COMMIT")
-            now: dict[str, int] = dict(connection.execute(files).fetchall())
-            left = [table for table in left if now[table] == before[table]]
+            now = connection.execute(self._q["files_of_events"]).fetchall()
+            left = {table: file for table, file, _ in now if file == before[table]}
             time.sleep(_REWRITE_PAUSE_S)
         return True
 

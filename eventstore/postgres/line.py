@@ -8,6 +8,7 @@ time is up.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from eventstore.events import StreamKey
@@ -53,7 +54,7 @@ class Line:
             key = request.key
             if key is None:
                 if self._aside:
-                    self.keep_barriers([self._waiting.popleft()])
+                    self.keep_barriers([self._waiting.popleft()], group)
                     continue
             elif key in self._aside:
                 self._aside[key].append(self._waiting.popleft())
@@ -103,10 +104,10 @@ class Line:
         self._barriers = [each for each in kept if each[1]]
         return [barrier for barrier, before in kept if not before]
 
-    def keep_barriers(self, barriers: list[Write[Any]]) -> None:
-        """Keeps barriers until what is aside now is done: more may come for ever."""
+    def keep_barriers(self, barriers: list[Write[Any]], before: Sequence[Write[Any]] = ()) -> None:
+        """Keeps barriers until what is aside now, and `before`, is done: more may come for ever."""
         aside = [request for requests in self._aside.values() for request in requests]
-        self._barriers += [(barrier, aside) for barrier in barriers]
+        self._barriers += [(barrier, [*before, *aside]) for barrier in barriers]
 
     def clear(self) -> list[Write[Any]]:
         """Everything that is left, taken out."""

@@ -30,6 +30,12 @@ class Locks:
         """Shared by whoever appends, taken alone by what holds all writers off."""
         self.migrating = self._number(seed[11:19])
         self.maintaining = self._number(seed[19:27])
+        self._schema = schema
+
+    def of_owner(self, owner: int) -> int:
+        """Of the rows whose stream was deleted, and has no row that could be locked."""
+        text = f"adk-eventstore:{self._schema}:{owner}"
+        return self._number(hashlib.sha256(text.encode()).digest()[:8])
 
     @staticmethod
     def _number(seed: bytes) -> int:

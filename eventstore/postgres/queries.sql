@@ -63,12 +63,14 @@ LIMIT 1;
 
 -- The tables of projections, to be locked before a snapshot is taken: a statement finds the table
 -- that has the name now, also when rows of it are too young for the snapshot. In the order of their
--- names, in which all lock more of them than one.
+-- names, in which all lock more of them than one. Not those that the role may not read: they are
+-- another program's.
 -- name: tables_to_read
 SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ' ORDER BY c.relname)
 FROM {s}.projections AS p
 JOIN pg_namespace AS n ON n.nspname = '{s}'
-JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.table_name AND c.relkind IN ('r', 'p');
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.table_name AND c.relkind IN ('r', 'p')
+WHERE has_table_privilege(c.oid, 'SELECT');
 
 -- What is drawn behind this number is drawn later than now.
 -- name: last_drawn
@@ -534,9 +536,14 @@ SELECT 1 FROM {s}.projections WHERE name = $1 FOR UPDATE;
 UPDATE {s}.projections SET checkpoint = $1, failed_at = $2, failure = $3
 WHERE name = $4 AND version = $5 AND checkpoint = $6;
 
--- The tables that events are in, with the files, of which each gets another when it is written anew.
+-- The tables that events are in, with the files, of which each gets another when it is written anew,
+-- and whether this role may do that: others are passed over with no more than a warning.
 -- name: files_of_events
-SELECT format('{s}.%I', c.relname), c.relfilenode::bigint
+SELECT format('{s}.%I', c.relname), c.relfilenode::bigint,
+       CASE WHEN current_setting('server_version_num')::int >= 170000
+            THEN has_table_privilege(c.oid, 'MAINTAIN')
+            ELSE pg_has_role(c.relowner, 'USAGE') END
+       OR (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database())
 FROM pg_class AS c LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
 WHERE c.relkind = 'r' AND '{s}.events'::regclass IN (c.oid, i.inhparent);
 

@@ -79,9 +79,10 @@ def blamed(projection: Projection, position: int, error: Exception) -> Exception
     """The error for what a projection raised, or for a change that its table cannot hold."""
     if isinstance(error, EventStoreError):
         return error
-    if isinstance(error, psycopg.Error) and not isinstance(
-        error, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError
-    ):
+    refused = psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError
+    if projection.name not in _KNOWN_TO_FIT:  # of which a key is too long for an index
+        refused |= psycopg.errors.ProgramLimitExceeded
+    if isinstance(error, psycopg.Error) and not isinstance(error, refused):
         return error
     # Not its text, which may hold content of the event.
     return ProjectionFailed(projection.name, position, type(error).__name__)

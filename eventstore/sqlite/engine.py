@@ -279,9 +279,9 @@ class Engine:
     # Forks: SQLite's locks and memory maps must not be inherited. Its per-process tables would
     # tell the child that it holds locks which only the parent has (sqlite.org/howtocorrupt.html).
 
-    def locks(self) -> list[threading.RLock]:
-        """What to hold so that no thread uses SQLite."""
-        return [self._using, *(reader.using for reader in (*self._read, self._near))]
+    def locks(self) -> tuple[list[threading.RLock], threading.RLock]:
+        """What to hold so that no thread uses SQLite: those of the readers, and the writer's."""
+        return [reader.using for reader in (*self._read, self._near)], self._using
 
     def close_connections(self) -> None:
         """Closes the connections while the locks are held; the threads open them again."""

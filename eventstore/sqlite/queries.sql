@@ -49,13 +49,14 @@ LEFT JOIN streams AS u ON u.id = t.user_stream_id
 LEFT JOIN streams AS a ON a.id = t.app_stream_id
 WHERE i.app_name = ? AND i.kind = 'session' AND i.user_id = ? AND i.live = 1;
 
--- A user's stream comes last: its tombstone says that what its sessions wrote into it is gone.
+-- A user's stream comes last: its tombstone says that what its sessions wrote into it is gone. What
+-- the index says is not believed, for their events are going to be removed.
 -- name: deleted_streams
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE live = 0 AND nonce <> x'' AND kind = ?
-ORDER BY id
+SELECT t.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain
+FROM streams AS i JOIN streams AS t ON t.id = i.id AND +t.live = 0
+WHERE i.live = 0 AND i.nonce <> x'' AND t.kind = ?
+ORDER BY i.id
 LIMIT ?;
 
 -- One step of the index for each app, however many sessions it has.

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from eventstore import _platform
 from eventstore.errors import StoreBusy
@@ -25,6 +26,9 @@ _open: dict[Engine, tuple[int, int]] = {}
 whose locks would be lost if somebody else closed a descriptor of their files."""
 lock = threading.RLock()
 """Held while an engine is taken or given back."""
+_ROUNDS: Final = 20
+"""How often all are tried to be taken while none is held."""
+_WRITERS_S: Final = 0.1
 temporary_folders: set[str] = set()
 """Folders of private databases, removed at the interpreter's end if they are still there."""
 
@@ -107,34 +111,44 @@ _held: list[threading.RLock] = []
 
 def _before_fork() -> None:
     interrupted = _take(lock)
-    interrupted |= _take_all([each for engine in _open for each in engine.locks()])
+    interrupted |= _take_all()
     for engine in _open:
         engine.close_connections()
     if interrupted:
         raise KeyboardInterrupt  # which the interpreter prints, and forks all the same
 
 
-def _take_all(wanted: Sequence[threading.RLock]) -> bool:
-    """Takes locks together, as `_take` does one.
+def _take_all() -> bool:
+    """Takes the locks of all engines, as `_take` does one.
 
-    Waits for one only while it holds none of the others: a long read must not keep the writers of
-    this process, which may be in the gate, and so those of all others.
+    A long read must not keep the writers of this process, which may be in the gate, and so those of
+    all others: theirs are waited for last, and not for long. Nor should it keep other reads: it is
+    waited for alone, unless so many go on that they never rest together.
     """
-    interrupted = False
-    first = 0
-    while wanted:
-        interrupted |= _take(wanted[first])
-        _held.append(wanted[first])
-        busy = [n for n, each in enumerate(wanted) if n != first and not _take_at_once(each)]
-        if not busy:
+    both = [engine.locks() for engine in _open]
+    readers, writers = [each for locks, _ in both for each in locks], [lock for _, lock in both]
+    interrupted, first = False, 0
+    for _ in range(_ROUNDS if readers else 0):
+        interrupted |= _take(readers[first])
+        _held.append(readers[first])
+        busy = [n for n, each in enumerate(readers) if n != first and not _take_within(each, 0)]
+        if not busy and all(_take_within(each, 0) for each in writers):
+            return interrupted
+        _give_back()
+        first = busy[0] if busy else first
+    while readers:
+        for each in readers:
+            interrupted |= _take(each)
+            _held.append(each)
+        if all(_take_within(each, _WRITERS_S) for each in writers):
             break
         _give_back()
-        first = busy[0]
     return interrupted
 
 
-def _take_at_once(wanted: threading.RLock) -> bool:
-    if taken := wanted.acquire(blocking=False):
+def _take_within(wanted: threading.RLock, seconds: float) -> bool:
+    taken = wanted.acquire(timeout=seconds) if seconds else wanted.acquire(blocking=False)
+    if taken:
         _held.append(wanted)
     return taken
 

@@ -1219,6 +1219,31 @@ _STRIKING: Final = """
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_comes_also_where_somebody_always_reads(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + """
+    import threading, time
+    forked = threading.Event()
+    def read():
+        while not forked.is_set():
+            store.snapshot(lambda _: time.sleep(0.02))
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads: thread.start()
+    for _ in range(3):
+        if os.fork() == 0:
+            os._exit(0)
+        os.wait()
+    forked.set()
+    for thread in threads: thread.join()
+    store.close()
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_is_interrupted_while_it_waits_is_not_done_later(database: Path) -> None:
     """Not even when the lock that allowed it is somebody else's by then."""
     program = (

@@ -269,6 +269,29 @@ async def test_closing_waits_for_what_came_before_only(postgres: Place) -> None:
         await asyncio.gather(*writes, return_exceptions=True)
 
 
+async def test_what_is_waited_for_includes_those_of_the_same_group(postgres: Place) -> None:
+    """Which step aside only when they are tried."""
+    rows = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = %s FOR UPDATE".encode()
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        first, second = await make(store, "first", "second")
+        engine: Any = store._engine  # type: ignore[attr-defined]
+        with psycopg.connect(postgres.url) as one, psycopg.connect(postgres.url) as two:
+            one.execute(rows, ("first",))
+            two.execute(rows, ("second",))
+            before = store.append(session("first"), new_event(), first)
+            await asyncio.to_thread(until, lambda: session("first") in engine._line._aside)
+            behind = store.append(session("second"), new_event(), second)
+            flushed = store.barrier()
+            await asyncio.to_thread(until, lambda: session("second") in engine._line._aside)
+            one.commit()
+            await before
+            await store.append(session("first"), new_event(), first)
+            assert not flushed.done()
+            two.commit()
+            await flushed
+            assert behind.done()
+
+
 async def test_a_frozen_writer_and_maintenance_do_not_stop_the_others(postgres: Place) -> None:
     with (
         closing(open_store(postgres.target, BUILT_IN)) as store,

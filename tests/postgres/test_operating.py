@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -41,7 +42,17 @@ from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import queries
 from eventstore.postgres.tables import ProjectionTable
 from eventstore.store import Durability
-from projections import BUILT_IN, examine_database, rebuild, scavenge, vacuum, verify
+from projections import (
+    BUILT_IN,
+    UsageProjection,
+    examine_database,
+    list_sessions,
+    rebuild,
+    run,
+    scavenge,
+    vacuum,
+    verify,
+)
 from projections.cli import main
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
@@ -199,6 +210,8 @@ def test_a_role_that_may_only_add(postgres: Place) -> None:
             assert verify(store, BUILT_IN).clean
             with pytest.raises(PathUnusable, match="lets this role do less"):
                 scavenge(store, BUILT_IN)
+            with pytest.raises(PathUnusable, match="lets this role do less"):
+                store.rewrite()
         for statement in (
             "DELETE FROM events",
             "UPDATE events SET author = 'x'",
@@ -215,6 +228,10 @@ def test_a_role_that_may_only_add(postgres: Place) -> None:
             assert scavenge(store, BUILT_IN).sessions == 1
         with closing(open_store(theirs, BUILT_IN)) as store:
             asyncio.run(fill(store, session("after")))
+            # Somebody else's projection is not read, so it need not be granted.
+            with closing(open_store(postgres.target, BUILT_IN)) as owned:
+                run(owned, [UsageProjection()])
+            assert list_sessions(store, "app").sessions
     finally:
         query(postgres.target, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
@@ -352,6 +369,24 @@ def test_a_rewrite_that_never_finds_the_log_unused_is_given_up(postgres: Place) 
             vacuum(store, BUILT_IN, rewrite=True)
         assert not store.rewrite(at_most_s=0.1).done
         assert verify(store, BUILT_IN).clean
+
+
+def test_a_rewrite_is_over_in_time_also_when_it_waited_for_a_writer(postgres: Place) -> None:
+    file = f"SELECT relfilenode FROM pg_class WHERE oid = '{postgres.schema}.events'::regclass"
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        before = query(postgres.target, file)
+        with psycopg.connect(postgres.url) as writer:
+            locks = store._engine.locks  # type: ignore[attr-defined]
+            writer.execute("SELECT pg_advisory_xact_lock_shared(%s)", (locks.appending,))
+            done: list[bool] = []
+            rewriting = threading.Thread(
+                target=lambda: done.append(store.rewrite(at_most_s=0.2).done)
+            )
+            rewriting.start()
+            time.sleep(0.5)  # its time is over by then
+        rewriting.join()
+        assert (done, query(postgres.target, file)) == ([False], before)
 
 
 def test_a_rewrite_that_the_server_ends_is_not_said_to_be_left_out(postgres: Place) -> None:

@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,21 @@ import pytest
 from click.testing import CliRunner
 
 from eventstore import (
+    Change,
     Cursor,
     EventStore,
+    EventType,
+    Projection,
+    Put,
+    RecordedEvent,
     StreamExists,
     StreamNotFound,
+    Table,
     Window,
     WrongExpectedVersion,
     open_store,
 )
+from eventstore.postgres.appending import Writer
 from eventstore.postgres.locks import Locks
 from eventstore.postgres.transaction import MaintenanceTransaction
 from projections import BUILT_IN, Scope, rebuild, rebuild_scope, run, status, verify
@@ -76,6 +83,54 @@ def somebody_waits(place: Place) -> bool:
     return bool(
         query(place.target, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     )
+
+
+class Named(Projection):
+    """A row of whichever stream the event names, alive or not."""
+
+    name = "named"
+    version = 1
+    table = Table("named", {"owner": "integer"}, {"event_id": "text"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        if event.type == EventType.ADK_EVENT:
+            yield Put((event.payload()["to"],), (event.event_id,))
+
+
+@pytest.mark.parametrize("owner", ["deleted", "never there"])
+async def test_rows_of_a_stream_that_is_gone_are_written_in_order(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    inline = (*BUILT_IN, Named())
+    with (
+        closing(open_store(postgres.target, inline)) as store,
+        second_process(postgres, inline) as other,
+    ):
+        gone = (await store.create(session("gone"), created())).stream.id
+        await store.delete(session("gone"), new_event(EventType.SESSION_DELETED))
+        data = {"to": gone if owner == "deleted" else 1_000}
+        cursors = [
+            Cursor((await each.create(session(name, name, name), created())).stream.id, 1)
+            for each, name in ((store, "first"), (other, "second"))
+        ]
+        behind: list[asyncio.Future[Any]] = []
+        execute = Writer._execute
+
+        def last(self: Writer, connection: Any, plan: Any, *more: Any, **options: Any) -> None:
+            if any(each.event.event_id == "first" for each in plan.events):
+                begun.set()
+                until(lambda: bool(behind) and (behind[0].done() or somebody_waits(postgres)))
+            execute(self, connection, plan, *more, **options)
+
+        monkeypatch.setattr(Writer, "_execute", last)
+        begun = threading.Event()
+        event = new_event(event_id="first", data=data)
+        first = store.append(session("first", "first", "first"), event, cursors[0])
+        await asyncio.to_thread(begun.wait, 30)
+        event = new_event(event_id="second", data=data)
+        behind.append(other.append(session("second", "second", "second"), event, cursors[1]))
+        await asyncio.gather(first, behind[0])
+        assert verify(store, inline).clean
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from eventstore import (
     RecordedEvent,
     SchemaAltered,
     StorageFailed,
+    Stream,
     StreamKey,
     StreamKind,
     Table,
@@ -53,6 +54,7 @@ from projections import (
     Status,
     UsageProjection,
     asynchronous,
+    erase_user,
     rebuild,
     rebuild_scope,
     run,
@@ -822,6 +824,75 @@ async def test_a_table_belongs_to_one_projection(target: str) -> None:
         DatabaseSessionService(target, projections=[Renamed()])
 
 
+class Inbox(Projection):
+    """What was said to somebody: rows of any stream, which the event names."""
+
+    name = "inbox"
+    version = 1
+    table = Table("inbox", {"to_stream": "integer", "sender": "integer"}, {"said": "text"})
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        if event.type == EventType.ADK_EVENT:
+            to, said = event.payload()["text"].split()
+            yield Put((int(to), event.stream.id), (said,))
+
+
+class LateInbox(Inbox):
+    name = "late_inbox"
+    table = Inbox.table._replace(name="late_inbox")
+
+
+@pytest.mark.parametrize("how", ["vacuum", "erase", "erase, then write"])
+def test_rows_that_went_with_their_stream_do_not_come_back(target: str, how: str) -> None:
+    """Also where the event that wrote one is another's, and stays."""
+    inline, followed = (*BUILT_IN, Inbox()), (LateInbox(),)
+    with closing(open_store(target, inline)) as store:
+        theirs = session("b", "bob")
+        bob = asyncio.run(_made(store, theirs))
+        run(store, followed)
+        for owner in (bob.id, bob.user_stream_id):
+            asyncio.run(say(store, f"{owner} hello", session(f"to {owner}", "ada")))
+        run(store, followed)
+        if how == "vacuum":
+            asyncio.run(_end(store, theirs))
+            scavenge(store, inline, followed)
+        else:
+            erase_user(store, inline, followed, user_id="bob", rewrite=False)
+        left = {bob.user_stream_id} if how == "vacuum" else set()
+        if how == "erase, then write":
+            late = session("late", "ada")
+            asyncio.run(say(store, f"{bob.user_stream_id} late", late))
+            asyncio.run(_end(store, late))
+            scavenge(store, inline, followed)
+            left = {bob.user_stream_id}
+        for _ in range(2):
+            run(store, followed)
+            for projection in (Inbox(), LateInbox()):
+                assert {row[0] for row in rows_of(store, projection)} == left
+            assert verify(store, inline, followed).clean
+            rebuild(store, inline, followed)
+
+
+async def _made(store: EventStore, key: StreamKey) -> Stream:
+    return (await store.create(key, created())).stream
+
+
+async def _end(store: EventStore, key: StreamKey) -> None:
+    await store.delete(key, new_event(EventType.SESSION_DELETED))
+
+
+def test_a_row_that_the_database_does_not_take_stops_its_projection(postgres: Place) -> None:
+    """A key may be too long for an index of the server's."""
+    long = "".join(map(chr, range(0x4E00, 0x4E00 + 5_000)))
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        run(store, (Words(),))
+        for text in ("hello", long, "after"):
+            asyncio.run(say(store, text))
+        run(store, (Words(),))
+        stopped = of(store, Words())
+        assert (stopped.failed_at, stopped.failure) == (3, "ProgramLimitExceeded")
+
+
 @pytest.mark.parametrize("raised", [RuntimeError, SystemExit])
 async def test_a_session_that_an_inline_projection_does_not_take_can_be_made_again(
     target: str, raised: type[BaseException]
@@ -898,6 +969,18 @@ async def test_a_build_that_takes_long_keeps_neither_loads_nor_an_end_waiting(ta
     go_on.set()
     await ending
     assert len(folded) < 2_000
+
+
+def test_a_build_stops_wherever_it_is(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuilding = sys.modules[rebuild.__module__]
+    monkeypatch.setattr(rebuilding, "_ROWS_PER_TRANSACTION", 1)
+    asyncio.run(fill(store, 3))
+    filled: list[object] = []
+    monkeypatch.setattr(rebuilding, "_fill_shadow", lambda *given: filled.append(given))
+    assert Words.name not in {
+        each.projection for each in run(store, (Words(),), stopping=lambda: bool(filled))
+    }
+    assert len(filled) == 1
 
 
 async def test_what_was_dropped_beside_a_service_stays_away(

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ from typing import Any
 import pytest
 
 from eventstore import (
+    Change,
     CorruptEvent,
+    CorruptRow,
     Cursor,
     EventStore,
     EventType,
     InvalidInput,
     MaintenanceRunning,
+    Projection,
     ProjectionMissing,
+    RecordedEvent,
+    Table,
     Window,
     open_store,
 )
@@ -43,7 +49,8 @@ from projections import (
     verify,
 )
 from projections import retention as retentions
-from tests.eventstore.events import new_event, session
+from tests.eventstore.events import created, new_event, session
+from tests.hostile.databases import pages
 from tests.projections.logs import (
     DO,
     FOLLOWING,
@@ -562,3 +569,84 @@ def test_what_a_damaged_session_wrote_last_outlives_it(database: Path) -> None:
 
 async def _load(store: EventStore, key: Any) -> Any:
     return await store.load(key, Window(), lambda loaded: loaded.events)
+
+
+@pytest.mark.parametrize("how", ["the row", "the index"])
+def test_what_no_event_says_was_deleted_is_not_removed(database: Path, how: str) -> None:
+    asyncio.run(_two_sessions(database))
+    with closing(open_store(database, BUILT_IN)) as store:
+        delete_session(store, session("ended"))
+    (kept, ended) = (
+        query(database, f"SELECT id FROM streams WHERE session_id = '{name}'")[0][0]
+        for name in ("kept", "ended")
+    )
+    if how == "the row":
+        query(database, f"UPDATE streams SET live = 0 WHERE id = {kept}")
+    else:
+        content = bytearray(database.read_bytes())
+        page = 4096 * (pages(database)["streams_deleted"][0] - 1)
+        cell = page + int.from_bytes(content[page + 8 : page + 10], "big")
+        content[cell + bytes(content[cell : cell + 6]).rindex(ended)] = kept
+        database.write_bytes(content)
+    with closing(open_store(database, BUILT_IN)) as store:
+        if how == "the row":
+            with pytest.raises(CorruptEvent, match="verify --fix"):
+                vacuum(store, BUILT_IN)
+            verify(store, BUILT_IN, fix=True)
+        else:
+            assert vacuum(store, BUILT_IN).sessions == 0
+        assert asyncio.run(_count(store, "kept")) == 3
+
+
+async def _two_sessions(path: Path) -> None:
+    with closing(open_store(path, BUILT_IN)) as store:
+        for name in ("kept", "ended"):
+            stream = (await store.create(session(name), created())).stream
+            cursor = Cursor(stream.id, 1)
+            for _ in range(3):
+                await store.append(session(name), new_event(), cursor)
+
+
+async def _count(store: EventStore, name: str) -> int | None:
+    return await store.load(session(name), Window(), lambda loaded: len(loaded.events))
+
+
+@pytest.mark.parametrize("stream", ["the session's", "the app's", "none"])
+def test_a_damaged_row_of_a_session_purges_nothing(target: str, stream: str) -> None:
+    async def fill(store: EventStore) -> tuple[int, int]:
+        made = (await store.create(session("s"), created(app={"k": 1}))).stream
+        await store.append(session("s"), new_event(timestamp=2e9), Cursor(made.id, 1))
+        return made.id, made.app_stream_id
+
+    with closing(open_store(target, BUILT_IN)) as store:
+        made, app = asyncio.run(fill(store))
+        other = {"the session's": made, "the app's": app, "none": 999}[stream]
+        query(target, f"UPDATE sessions SET stream_id = {other}, last_update_time = 1")
+        with pytest.raises(CorruptRow, match="rebuild-projections"):
+            purge(store, BUILT_IN, older_than=60, now=2e9)
+        rebuild(store, BUILT_IN)
+        assert purge(store, BUILT_IN, older_than=60, now=2e9).sessions == 0
+        assert verify(store, BUILT_IN).clean
+
+
+def test_nobody_is_erased_whom_a_stopped_projection_has_not_folded(target: str) -> None:
+    class Stopped(Projection):
+        name = "stopped"
+        version = 1
+        table = Table("stopped", {"stream_id": "integer"}, {"n": "integer"})
+
+        def apply(self, event: RecordedEvent) -> Iterable[Change]:
+            if event.type == EventType.ADK_EVENT:
+                raise ValueError
+            return ()
+
+    async def fill(store: EventStore) -> None:
+        made = (await store.create(session("s"), created())).stream
+        run(store, (Stopped(),))
+        await store.append(session("s"), new_event(), Cursor(made.id, 1))
+
+    with closing(open_store(target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        with pytest.raises(ProjectionMissing, match="it is stopped at position"):
+            erase_user(store, BUILT_IN, (Stopped(),), user_id="user")
+        assert asyncio.run(_count(store, "s")) == 1

@@ -99,7 +99,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Anchor]:
                 (TWO, "two", 2),
                 (ENDED, "ended", 2),
                 (SCAVENGED, "", 2),
-                (SYSTEM, "", 1),
+                (SYSTEM, "", 3),
             ]
             or ids == []
         )
@@ -655,7 +655,8 @@ def test_a_stream_that_was_removed_with_all_its_traces(
 def test_a_note_of_a_vacuum_that_was_written_anew(
     attacked: Path, made: tuple[Path, Anchor], note: str
 ) -> None:
-    rewrite_history(attacked, SYSTEM, f"UPDATE events SET data = {note} WHERE stream_id = {SYSTEM}")
+    change = f"UPDATE events SET data = {note} WHERE stream_id = {SYSTEM} AND type = 'vacuumed'"
+    rewrite_history(attacked, SYSTEM, change)
     assert found(check(attacked, against=made[1]), "anchor", f"stream {SYSTEM}")
 
 
