@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import os
 import uuid
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 from eventstore import (
@@ -34,6 +36,7 @@ from eventstore import (
 )
 from eventstore.chain import digest, first_link
 from eventstore.encoding import decode, encode
+from eventstore.events import CONVERSATION_TYPES
 from eventstore.location import require_file
 from eventstore.sqlite.salvage import (
     Damaged,
@@ -154,9 +157,12 @@ class _Recovery:
         self._states: dict[int, _State] = {}
         self._unknown: dict[int, tuple[int, int]] = {}
         """Streams nobody knows the owner of: how many events, and bytes."""
-        self._known_damage: set[tuple[int, int]] = set()
+        self._known_damage: defaultdict[int, set[int]] = defaultdict(set)
+        """Versions that are named already, by stream."""
         self._used: set[int] = set()
         """Positions of events that were made, so that none is given out twice."""
+        self._given_up: set[int] = set()
+        """Positions of whole events that were left out."""
         self._live: dict[StreamKey, _State] = {}
         self._unproved = 0
 
@@ -182,12 +188,25 @@ class _Recovery:
     def _identify(self) -> None:
         rows = self._salvage.streams
         with_events = set(self._salvage.stream_ids())
+        begun = {
+            identity: first
+            for stream_id in with_events - rows.keys()
+            for first in self._salvage.events_at(stream_id, 1)
+            if (identity := _identity(first)) is not None
+        }
         for stream_id in sorted(rows.keys() | with_events):
             row = rows.get(stream_id)
             if row is not None and row.version == 0 and row.live and not _proves_itself(row):
                 row = None
-            first = self._salvage.event(stream_id, 1)
-            identity = None if first is None else _identity(first)
+            first = None if row is None else begun.get((row.key, row.nonce))
+            # The row of a stream that has none, under a damaged number.
+            if (
+                row is not None
+                and first is not None
+                and (row.chain == first.chain or self._is_followed(first))
+            ):
+                row = None
+            identity = self._identity_of(stream_id, row)
             if identity is not None:
                 key, nonce = identity
                 if row is None:
@@ -203,6 +222,25 @@ class _Recovery:
             elif stream_id in with_events:
                 self._unknown[stream_id] = (0, 0)
         self._find_owners(with_events)
+
+    def _identity_of(
+        self, stream_id: int, row: FoundStream | None
+    ) -> tuple[StreamKey, bytes] | None:
+        """Whose a stream is by its first event, if its row or its second event vouches for that.
+
+        Without a row, one that nothing vouches for is believed too.
+        """
+        unproved = None
+        for first in self._salvage.events_at(stream_id, 1):
+            identity = _identity(first)
+            if identity is None:
+                continue
+            if row is not None and (identity[1] == row.nonce or row.chain == first.chain):
+                return identity
+            if self._is_followed(first):
+                return identity
+            unproved = identity
+        return unproved if row is None else None
 
     def _find_owners(self, with_events: set[int]) -> None:
         """Makes sure that the streams of users and apps are there, with the ids they had."""
@@ -275,7 +313,7 @@ class _Recovery:
         for each in self._salvage.damaged.values():
             self._leave_out(each)
             if each.stream_id is not None and each.version is not None:
-                self._known_damage.add((each.stream_id, each.version))
+                self._known_damage[each.stream_id].add(each.version)
 
     def _leave_out(self, each: Damaged) -> None:
         self.report.left_out.append(
@@ -297,64 +335,83 @@ class _Recovery:
             if state is None:
                 count, size = self._unknown.get(event.stream_id, (0, 0))
                 self._unknown[event.stream_id] = count + 1, size + event.size_bytes
+                self._given_up.add(event.position)
                 continue
             reason, codec = self._judge(state, event)
+            if not reason:
+                reason = self._append(state, event, codec, transaction)
             if reason:
                 self._leave_out(
                     Damaged(
                         event.stream_id, event.version, event.position, event.size_bytes, reason
                     )
                 )
-                self._known_damage.add((event.stream_id, event.version))
-            else:
-                self._append(state, event, codec, transaction)
+                self._known_damage[event.stream_id].add(event.version)
+                self._given_up.add(event.position)
 
     def _judge(self, state: _State, event: FoundEvent) -> tuple[str, str]:
         """Why an event cannot be saved, '' when it can, and the fingerprint of its codec."""
-        if event.version <= state.seen:
+        links: set[bytes] = set()
+        if event.version == 1:
+            links = {first_link(state.found.key, state.found.nonce)}
+        elif event.version == state.seen + 1:
+            links = state.links
+        codecs = self._salvage.codecs(event.codec) or [""]
+        proved = [
+            codec for codec in codecs for link in links if event.link(link, codec) == event.chain
+        ]
+        if event.version <= state.seen or (not proved and self._is_misplaced(state, event)):
             return "it is not where its version belongs", ""
         if event.version > state.seen + 1:
             state.lost.append((state.seen + 1, event.version - 1))
-            state.links = set()
-        elif event.version == 1:
-            state.links = {first_link(state.found.key, state.found.nonce)}
+        state.links = links
         state.seen = event.version
         if state.deleted:
             return "it comes behind the end of its stream", ""
-        codecs = self._salvage.codecs(event.codec) or [""]
-        proved = [
-            (codec, link)
-            for codec in codecs
-            for link in state.links
-            if event.link(link, codec) == event.chain
-        ]
         if not _readable(event):
             state.links = {event.chain}
             return "it is of a kind that this version cannot read", ""
         if proved:
             state.links = {event.chain}
-            return "", proved[0][0]
+            return "", proved[0]
         if not state.links or not self._salvage.knows_codec(event.codec):
             self._unproved += 1
             known = self._salvage.knows_codec(event.codec)
             state.links = {event.chain}
             return "", codecs[0] if known else ""  # without one, its payload is validated
         # Perhaps only the link is damaged: then the next event, or the row, has the right one.
-        after = self._salvage.event(event.stream_id, event.version + 1)
         for codec in codecs:
             for link in state.links:
                 right = event.link(link, codec)
-                if (state.row and state.found.chain == right) or (
-                    after is not None
-                    and any(
-                        after.link(right, c) == after.chain
-                        for c in self._salvage.codecs(after.codec) or [""]
-                    )
-                ):
+                if (state.row and state.found.chain == right) or self._is_followed(event, right):
                     state.links = {right}
                     return "", codec
         state.links = {event.chain}
         return "a field of it is not what its place in the chain proves", ""
+
+    def _is_misplaced(self, state: _State, event: FoundEvent) -> bool:
+        """Whether something refutes the stream or version of an event whose link does not fit.
+
+        The row of its stream, and the event behind it, can prove them as well.
+        """
+        found = state.found
+        if state.row and (found.version, found.chain) == (event.version, event.chain):
+            return False
+        if self._is_followed(event):
+            return False
+        if event.type in CONVERSATION_TYPES and found.key.kind is not StreamKind.SESSION:
+            return True
+        if state.row and event.version > found.version:
+            return True
+        return self._salvage.comes_behind(event, state.seen + 1)
+
+    def _is_followed(self, event: FoundEvent, link: bytes | None = None) -> bool:
+        """Whether an event of the next version is linked to it, or to another link for it."""
+        return any(
+            after.link(link or event.chain, codec) == after.chain
+            for after in self._salvage.events_at(event.stream_id, event.version + 1)
+            for codec in self._salvage.codecs(after.codec) or [""]
+        )
 
     def _append(
         self,
@@ -362,9 +419,13 @@ class _Recovery:
         event: FoundEvent,
         codec: str,
         transaction: WriteTransaction,
-    ) -> None:
+    ) -> str:
+        """Writes an event; returns why not when it cannot be, or ''."""
         if state.stream is None:
-            event = self._begin(state, event, transaction)
+            begun = self._begin(state, event, transaction)
+            if begun is None:
+                return "its beginning is lost, and no position before it is free for another"
+            event = begun
         assert state.stream is not None
         state.stream = import_event(transaction, state.stream, event, codec)
         state.timestamp = event.timestamp
@@ -372,10 +433,21 @@ class _Recovery:
         if event.type == EventType.SESSION_DELETED:
             state.deleted = True
             self._end(state, transaction)
+        return ""
 
-    def _begin(self, state: _State, event: FoundEvent, transaction: WriteTransaction) -> FoundEvent:
-        """Makes a stream and those it belongs to; returns its first event as it is to be stored."""
+    def _begin(
+        self, state: _State, event: FoundEvent, transaction: WriteTransaction
+    ) -> FoundEvent | None:
+        """Makes a stream and those it belongs to; returns its first event as it is to be stored.
+
+        Returns None when the beginning would have to be made, and there is no place for it.
+        """
         found = state.found
+        position = 0
+        if found.key.kind is StreamKind.SESSION and event.version > 1:
+            position = self._unused(event.position)
+            if not position:
+                return None
         for owner in (found.app_stream_id, found.user_stream_id):
             if owner and (above := self._states[owner]).stream is None:
                 self._make(above, transaction)
@@ -392,7 +464,7 @@ class _Recovery:
             "anew"
         )
         beginning = event._replace(
-            position=self._unused(event.position),
+            position=position,
             event_id=uuid.uuid4().hex,
             type=EventType.SESSION_CREATED,
             schema_version=CURRENT[EventType.SESSION_CREATED],
@@ -414,12 +486,14 @@ class _Recovery:
         return event
 
     def _unused(self, before: int) -> int:
-        """A position where the event that was lost may have been."""
+        """A position where the event that was lost may have been; 0 when there is none."""
         for position in range(before - 1, 0, -1):
-            if position not in self._used and self._salvage.is_free(position):
+            if position not in self._used and (
+                position in self._given_up or self._salvage.is_free(position)
+            ):
                 self._used.add(position)
                 return position
-        raise AssertionError("what was lost came before what is left")
+        return 0
 
     def _make(self, state: _State, transaction: WriteTransaction) -> None:
         state.stream = import_stream(transaction, state.found)
@@ -496,16 +570,16 @@ class _Recovery:
         state.stream = import_event(transaction, state.stream, tombstone, "")
 
     def _name_lost(self, stream_id: int, state: _State) -> None:
+        named = sorted(self._known_damage[stream_id])
         for first, last in state.lost:
-            run: list[int] = []
-            for version in range(first, last + 2):
-                if version <= last and (stream_id, version) not in self._known_damage:
-                    run.append(version)
-                elif run:
+            known = named[bisect_left(named, first) : bisect_right(named, last)]
+            for before, after in pairwise([first - 1, *known, last + 1]):
+                if after - before > 1:
                     self.report.left_out.append(
-                        LeftOut(self._name(stream_id), run[0], run[-1], None, None, _UNREADABLE)
+                        LeftOut(
+                            self._name(stream_id), before + 1, after - 1, None, None, _UNREADABLE
+                        )
                     )
-                    run = []
 
 
 def _identity(event: FoundEvent) -> tuple[StreamKey, bytes] | None:

@@ -41,6 +41,8 @@ _USUAL_PAGE_SIZE: Final = 4096
 _LEAF: Final = 0x0D
 _OTHER_PAGES: Final = {0x02, 0x05, 0x0A}
 _FREE, _OVERFLOW, _LATER_OVERFLOW = 2, 3, 4
+_TREE: Final = {1, 5}
+_PAGES_THAT_TELL: Final = 32
 _LOCK_BYTE: Final = 0x40000000
 _WAL_MAGIC: Final = {0x377F0682, 0x377F0683}
 _WAL_HEADER: Final = 32
@@ -150,7 +152,7 @@ class _Pages:
             length = Path(path).stat().st_size
             self.count = max(-(-length // self.size), pages, *self._frames, 0)
             whole = head[:16] == MAGIC
-            self.usable = self.size - (head[20] if whole and head[20] <= self.size - 480 else 0)
+            self.usable = self.size - (self._reserved(head[20]) if whole else 0)
             # What cannot be read any more was made by this package: with a pointer map.
             self._mapped = not whole or head[52:56] != bytes(4)
             self._free = self._freelist(int.from_bytes(head[32:36], "big")) if whole else set()
@@ -174,10 +176,8 @@ class _Pages:
 
     def may_hold_rows(self, number: int) -> bool:
         """Whether nothing says that a page is free, or is no page of a table."""
-        if number in self._free:
-            return False
         if not self._mapped or number == 1:
-            return True
+            return number not in self._free
         pages_per_map = self.usable // 5 + 1
         map_page = (number - 2) // pages_per_map * pages_per_map + 2
         if map_page == _LOCK_BYTE // self.size + 1:
@@ -185,7 +185,20 @@ class _Pages:
         if number == map_page:
             return False
         at = 5 * (number - map_page - 1)
-        return self.read(map_page)[at] not in (_FREE, _OVERFLOW, _LATER_OVERFLOW)
+        kind = self.read(map_page)[at]
+        if kind in (_OVERFLOW, _LATER_OVERFLOW):
+            # The map may be damaged. An overflow page begins with the number of the next.
+            return self.read(number)[0] == _LEAF
+        # What the list of free pages says alone is not believed against the map.
+        return kind in _TREE or (kind != _FREE and number not in self._free)
+
+    def _reserved(self, said: int) -> int:
+        """The bytes at the end of each page that are no part of it; `said` by a header."""
+        if not 0 < said <= self.size - 480:
+            return 0
+        # Some builds of SQLite reserve bytes, and leave them zero: else the header is damaged.
+        first = range(1, min(self.count, _PAGES_THAT_TELL) + 1)
+        return 0 if any(any(self.read(number)[-said:]) for number in first) else said
 
     def _page_size(self, head: bytes) -> int:
         sizes = [int.from_bytes(head[16:18], "big")] if head[:16] == MAGIC else []
@@ -495,12 +508,20 @@ class Salvage:
                 yield FoundEvent._make(row)
             after = page[-1][0]
 
-    def event(self, stream_id: int, version: int) -> FoundEvent | None:
-        """The event at a version of a stream."""
-        row = self._spool.execute(
+    def events_at(self, stream_id: int, version: int) -> list[FoundEvent]:
+        """What says that it is at a version of a stream: of several, one is right at most."""
+        rows = self._spool.execute(
             "SELECT * FROM found WHERE stream_id = ? AND version = ?", (stream_id, version)
+        )
+        return [FoundEvent._make(row) for row in rows.fetchall()]
+
+    def comes_behind(self, event: FoundEvent, first: int) -> bool:
+        """Whether one from the version `first` up to that of an event has a later position."""
+        row = self._spool.execute(
+            "SELECT 1 FROM found WHERE stream_id = ? AND version BETWEEN ? AND ? AND position > ?",
+            (event.stream_id, first, event.version, event.position),
         ).fetchone()
-        return None if row is None else FoundEvent._make(row)
+        return row is not None
 
     def stream_ids(self) -> list[int]:
         """The streams of whole events."""

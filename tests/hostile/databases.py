@@ -79,6 +79,38 @@ def pages(path: Path) -> dict[str, list[int]]:
     return found
 
 
+def tamper(path: Path, statement: str) -> None:
+    """Changes the log as a damaged page does: neither types, indexes nor triggers refuse it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        schema = connection.execute(
+            "SELECT rowid, * FROM sqlite_schema WHERE tbl_name = 'events'"
+        ).fetchall()
+        connection.execute(
+            "DELETE FROM sqlite_schema WHERE tbl_name = 'events' AND name <> 'events'"
+        )
+        columns = ", ".join(
+            ["position INTEGER PRIMARY KEY"]
+            + [row[1] for row in connection.execute("PRAGMA table_info(events)").fetchall()[1:]]
+        )
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = ? WHERE name = 'events'",
+            (f"CREATE TABLE events ({columns})",),
+        )
+        connection.commit()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'events'")
+        marks = ", ".join("?" * len(schema[0]))
+        connection.executemany(
+            "INSERT INTO sqlite_schema (rowid, type, name, tbl_name, rootpage, sql) "
+            f"VALUES ({marks})",
+            schema,
+        )
+        connection.commit()
+
+
 def _tree(content: bytes, number: int) -> Iterator[int]:
     yield number
     start = (number - 1) * PAGE

@@ -31,7 +31,7 @@ from eventstore import (
     open_store,
 )
 from projections import BUILT_IN, verify
-from tests.hostile.databases import DELETED, LIVE, PAGE, SECRET, pages, said
+from tests.hostile.databases import DELETED, LIVE, PAGE, SECRET, pages, said, tamper
 
 ALL = [(f"app{n % 2}", f"u{n % 3}", f"s{n}") for n in range(8)]
 FLIPS = 12
@@ -455,6 +455,16 @@ def test_verify_names_a_changed_row_of_a_projection(bad: Path) -> None:
     with closing(sqlite3.connect(bad, isolation_level=None)) as connection:
         connection.execute("UPDATE state SET state_value = '1' WHERE state_key = 'k'")
     assert "differs" in set(errors(bad))
+
+
+@pytest.mark.parametrize("change", ["author = x'61'", "timestamp = 'x'"])
+def test_verify_names_an_event_with_a_column_of_another_type(bad: Path, change: str) -> None:
+    tamper(bad, f"UPDATE events SET {change} WHERE position = 100")
+    with closing(open_store(bad, BUILT_IN)) as store:
+        differences = verify(store, BUILT_IN).differences
+    assert differences[0].event is not None
+    assert differences[0].event.position == 100
+    assert "does not fit the hash chain" in differences[0].problem
 
 
 async def test_a_deleted_session_stays_deleted_whatever_is_damaged(bad: Path) -> None:

@@ -38,7 +38,7 @@ from projections.cli import main
 from projections.recover import recover
 from projections.retention import _end_all
 from tests.eventstore.events import created, session
-from tests.hostile.databases import DELETED, LIVE, PAGE, SECRET, anchor, log, pages, said
+from tests.hostile.databases import DELETED, LIVE, PAGE, SECRET, anchor, log, pages, said, tamper
 
 
 @pytest.fixture
@@ -183,6 +183,88 @@ def test_a_damaged_field_is_found_by_the_chain(filled: Path, bad: Path, column: 
     assert len(done.left_out) == (column not in ("chain", "codec"))
     if not done.left_out:
         assert log(bad.with_name("new.db")) == log(filled)
+
+
+def number(path: Path, where: str) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        (found,) = connection.execute(f"SELECT id FROM streams WHERE {where}").fetchone()
+    return int(found)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sessions, and no position that is free."""
+    path = tmp_path_factory.mktemp("dense") / "sessions.sqlite3"
+
+    async def fill() -> None:
+        async with DatabaseSessionService(path) as service:
+            for name in ("s4", "s7"):
+                session = await service.create_session("app0", f"u of {name}", name, {"k": 1})
+                for n in range(9):
+                    await service.append_event(session, said(f"{name} {n}"))
+
+    asyncio.run(fill())
+    return path
+
+
+@pytest.mark.parametrize("file", ["filled", "dense"])
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [
+        (5, "version = 5 + 64"),
+        (5, "version = 5 + (1 << 40)"),
+        (5, "stream_id = (SELECT id FROM streams WHERE session_id = 's7')"),
+        (1, "stream_id = (SELECT id FROM streams WHERE session_id = 's7')"),
+        (1, "stream_id = (SELECT id FROM streams WHERE kind = 'user' LIMIT 1)"),
+    ],
+)
+def test_an_event_in_a_wrong_place_is_left_out_alone(
+    request: pytest.FixtureRequest, tmp_path: Path, file: str, version: int, change: str
+) -> None:
+    truth, bad = request.getfixturevalue(file), tmp_path / "bad.db"
+    shutil.copy(truth, bad)
+    stream = number(bad, "session_id = 's4'")
+    tamper(bad, f"UPDATE events SET {change} WHERE stream_id = {stream} AND version = {version}")
+    (place,) = (left.position for left in recovered(bad, truth).left_out if left.position)
+    old, new = log(truth), log(bad.with_name("new.db"))
+    assert {p for p in old.keys() | new.keys() if old.get(p) != new.get(p)} == {place}
+    # Only a beginning that was made may be there.
+    assert (place in new) == (version == 1)
+    assert version > 1 or new[place][1] != old[place][1]
+
+
+def test_an_event_whose_beginning_has_no_place_is_left_out(dense: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.db"
+    shutil.copy(dense, bad)
+    tamper(bad, "DELETE FROM events WHERE position = 1")
+    tamper(bad, "UPDATE events SET position = 1 WHERE position = 2")
+    done = recovered(bad, dense)
+    assert [(left.version, left.position) for left in done.left_out] == [(1, None), (2, 1)]
+
+
+@pytest.mark.parametrize("change", ["id = 1 << 20", "id = {user}", "version = 1 << 40"])
+def test_a_row_of_a_stream_may_have_a_damaged_number(filled: Path, bad: Path, change: str) -> None:
+    user = number(bad, "kind = 'user' AND user_id = 'u0' AND app_name = 'app0'")
+    change = change.format(user=user)
+    sql(bad, f"UPDATE OR REPLACE streams SET {change} WHERE session_id = 's4'")
+    assert len(recovered(bad, filled).left_out) == change.startswith("version")
+    assert log(bad.with_name("new.db")) == log(filled)
+
+
+@pytest.mark.parametrize("what", ["map", "freelist", "reserved"])
+def test_what_the_file_says_of_its_pages_may_be_damaged(filled: Path, bad: Path, what: str) -> None:
+    content = bytearray(bad.read_bytes())
+    leaf = next(n for n in pages(bad)["events"] if content[(n - 1) * PAGE] == 0x0D)
+    if what == "map":
+        assert content[PAGE + 5 * (leaf - 3)] == 5
+        content[PAGE + 5 * (leaf - 3)] = 4
+    elif what == "freelist":
+        content[32:36] = leaf.to_bytes(4, "big")
+    else:
+        content[20] = 16
+    bad.write_bytes(content)
+    assert not recovered(bad, filled).left_out
+    assert log(bad.with_name("new.db")) == log(filled)
 
 
 @pytest.mark.parametrize("what", ["live = 1", "version = 1", "user_id = 'u1'"])
