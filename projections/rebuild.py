@@ -101,9 +101,7 @@ def rebuild(
                 progress(events, head, head)
                 store.transact(partial(_fill_shadow, projection, rows), beside_writers=True)
         counts = [table.row_count() for table in folded]
-        events += _catch_up_and_cut_over(
-            store, inline, asynchronous, head, lambda more, *at: progress(events + more, *at)
-        )
+        events += _catch_up_and_cut_over(store, inline, asynchronous, head)
         for projection in projections:
             clear_away(store, projection.table.name)
     return [
@@ -113,11 +111,7 @@ def rebuild(
 
 
 def _catch_up_and_cut_over(
-    store: EventStore,
-    inline: Sequence[Projection],
-    asynchronous: Sequence[Projection],
-    after: int,
-    progress: Progress,
+    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection], after: int
 ) -> int:
     """Brings the shadows from `after` to the head and into place; returns how many events it was.
 
@@ -146,7 +140,6 @@ def _catch_up_and_cut_over(
             return events
         if head <= after:
             continue  # beside writers a server's head may go back, and comes again
-        progress(events, after, head)
         page = store.snapshot(partial(read_page, projections, after, head))
         for projection in projections:
             for changes in _batches(page.changes(projection), _ROWS_PER_TRANSACTION):
