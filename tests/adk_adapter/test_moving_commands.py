@@ -11,7 +11,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -291,10 +291,7 @@ async def test_a_session_that_adks_json_cannot_hold_as_a_file(tmp_path: Path) ->
             await service.session_as("app", "ada", "odd")
 
 
-@pytest.mark.parametrize("form", ["session", "eval-set"])
-async def test_a_number_that_adks_json_cannot_hold_as_a_file(
-    form: Literal["session", "eval-set"], tmp_path: Path
-) -> None:
+async def test_a_number_that_adks_json_cannot_hold_as_a_file(tmp_path: Path) -> None:
     scores = [types.GroundingSupport(confidence_scores=[0.5, float("nan")])]
     event = Event(
         author="agent",
@@ -306,4 +303,4 @@ async def test_a_number_that_adks_json_cannot_hold_as_a_file(
         session = await service.create_session(app_name="app", user_id="ada", session_id="odd")
         await service.append_event(session, event)
         with pytest.raises(ValueNotStorable, match="session 'odd'"):
-            await service.session_as("app", "ada", "odd", form)
+            await service.session_as("app", "ada", "odd")
