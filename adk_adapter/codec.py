@@ -180,7 +180,7 @@ def _text(event: Event) -> bytes | None:
 
     None where that takes a closer look: pydantic too writes NaN as `null`, and knows no limits.
     """
-    if not event.id or type(event.timestamp) is not float or not math.isfinite(event.timestamp):
+    if not event.id or type(event.timestamp) is not float:
         return None
     try:
         text = _adapter.serializer.to_json(

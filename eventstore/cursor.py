@@ -7,6 +7,9 @@ from typing import Final
 __all__ = ["Cursor"]
 
 
+_ROUNDED_S: Final = 1e-6
+
+
 class Cursor:
     """The expected version of a sequence of appends by one holder of a stream.
 
@@ -34,6 +37,17 @@ class Cursor:
         self.version = version
         self.event_ids: Final = event_ids
         self.last_timestamp: Final = last_timestamp
+
+    def has_seen(self, head: int, event_id: str, timestamp: float) -> bool:
+        """Whether a holder without a version has seen the last conversation event, which is this.
+
+        `head` is the version of the event.
+        """
+        if self.event_ids:
+            return event_id in self.event_ids
+        # Nothing was said yet, or it was loaded without what was, perhaps from a database that
+        # rounds times.
+        return head == 1 or abs(timestamp - self.last_timestamp) < _ROUNDED_S
 
     def __repr__(self) -> str:
         if self.version is None:

@@ -379,7 +379,7 @@ class Follower:
     def stop(self) -> None:
         """Ends the thread after the step it is at; the next run goes on from there.
 
-        A build that it is at begins anew.
+        A build that it is at is given up, unless it has come to its end, and begins anew.
         """
         self._stopping.set()
         if self._thread is not None and self._thread.is_alive():
@@ -389,7 +389,7 @@ class Follower:
     def paused(self) -> Iterator[None]:
         """Keeps the thread from working while it lasts: maintenance must not meet it building.
 
-        Waits for the step that the thread is at.
+        Waits for the step that the thread is at, or for the end of a build that has come to it.
         """
         if self._thread is None or not self._thread.is_alive():
             yield

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 PAGE_EVENTS: Final = 10_000
-_PAGE_WHOLE_EVENTS: Final = 500
+WHOLE_PAGE_EVENTS: Final = 500
 _ROWS_IN_MEMORY: Final = 100_000
 _TEXTS_BYTES: Final = 24 * 1024 * 1024
 """What the texts of pages that are in the making take, roughly."""
@@ -124,7 +124,7 @@ def read_page(projections: Sequence[Projection], after: int, upto: int, snapshot
     """The next events of the log behind `after`, not beyond `upto`, as projections need them."""
     if _are_bulk(projections):
         return DeltaPage(snapshot.read_deltas(after, min(upto, after + PAGE_EVENTS)))
-    upto = min(upto, after + _PAGE_WHOLE_EVENTS)
+    upto = min(upto, after + WHOLE_PAGE_EVENTS)
     return EventPage(snapshot.read_all(after, upto, upto - after), upto)
 
 
@@ -170,7 +170,7 @@ def fold_pages(
 def _fold_whole_pages(
     store: EventStore, projections: Sequence[Projection], after: int, upto: int
 ) -> Iterator[FoldedPage]:
-    bounds = [*range(after, upto, _PAGE_WHOLE_EVENTS), upto]
+    bounds = [*range(after, upto, WHOLE_PAGE_EVENTS), upto]
     pages = store.snapshots(partial(read_page, projections, *pair) for pair in pairwise(bounds))
     for page in pages:
         yield _folded(projections, page)

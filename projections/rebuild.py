@@ -35,15 +35,15 @@ from eventstore import (
     StreamKind,
     StreamNotFound,
 )
-from projections.folding import EventPage, FoldedTable, fold_pages, read_page
+from projections.folding import WHOLE_PAGE_EVENTS, EventPage, FoldedTable, fold_pages, read_page
 
 __all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_scope"]
 
 _ROWS_PER_TRANSACTION: Final = 2_000
 _STREAMS_PER_TRANSACTION: Final = 20
 """So that no writer waits long behind one step."""
-_EVENTS_PER_CUT_OVER: Final = 500
-"""How little may be left to apply while all writers wait."""
+_EVENTS_PER_CUT_OVER: Final = WHOLE_PAGE_EVENTS
+"""How little may be left to apply while all writers wait: in one page, or they would wait again."""
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -133,9 +133,9 @@ def purgeable(
     for app in _apps(store, app_name):
         after: Row | None = None
         while True:
-            rows, streams = store.snapshot(partial(_idle, app, cutoff, after, _ROWS_AT_ONCE))
+            rows, found = store.snapshot(partial(_idle, app, cutoff, after, _ROWS_AT_ONCE))
             sessions += len(rows)
-            events += sum(stream.version + 1 for stream in streams)
+            events += sum(facts.stream.version + 1 for facts in found.values())
             if len(rows) < _ROWS_AT_ONCE:
                 break
             after = (rows[-1][2], rows[-1][0])
@@ -195,14 +195,15 @@ def _apps(store: EventStore, app_name: str | None) -> Sequence[Stream]:
 
 def _idle(
     app: Stream, cutoff: float, after: Row | None, count: int, snapshot: Snapshot
-) -> tuple[list[Row], list[Stream]]:
-    """The sessions of an app that were updated longest ago, if before the cutoff."""
+) -> tuple[list[Row], Mapping[int, StreamFacts]]:
+    """The sessions of an app that were updated longest ago, if before the cutoff: their rows, and
+    what the log has of their streams.
+    """
     page = snapshot.indexed_page(
         SESSIONS, _BY_APP, (app.id,), after=after, descending=False, count=count
     )
     rows = [row for row in page if float(row[2]) < cutoff]
-    facts = snapshot.get_facts([int(row[0]) for row in rows])
-    return rows, [_as_the_log_has_it(row, facts.get(int(row[0])), snapshot) for row in rows]
+    return rows, snapshot.get_facts([int(row[0]) for row in rows])
 
 
 def _as_the_log_has_it(row: Row, facts: StreamFacts | None, snapshot: Snapshot) -> Stream:
@@ -228,9 +229,10 @@ def _purge_step(
     asynchronous: Sequence[Projection],
     transaction: MaintenanceTransaction,
 ) -> Scavenged | None:
-    _, idle = _idle(app, cutoff, None, SESSIONS_PER_TRANSACTION, transaction)
-    if not idle:
+    rows, found = _idle(app, cutoff, None, SESSIONS_PER_TRANSACTION, transaction)
+    if not rows:
         return None
+    idle = [_as_the_log_has_it(row, found.get(int(row[0])), transaction) for row in rows]
     ended = [transaction.end(stream, _tombstone()) for stream in batch(idle)]
     return remove(transaction, ended, inline, asynchronous, EventType.PURGED, updated_before=cutoff)
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from eventstore.errors import PathUnusable
 from eventstore.location import server_url, shown
 
-__all__ = ["DEFAULT_SCHEMA", "Address", "parse_url"]
+__all__ = ["DEFAULT_SCHEMA", "Address", "milliseconds", "parse_url"]
 
 DEFAULT_SCHEMA: Final = "adk_eventstore"
 _SCHEMA: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,47}")
@@ -49,6 +49,11 @@ class Address(NamedTuple):
     schema: str
     lock_timeout_s: float
     statement_timeout_s: float
+
+
+def milliseconds(seconds: float) -> str:
+    """How long, as the server's settings have it."""
+    return f"{seconds * 1000:.0f}ms"
 
 
 def parse_url(url: str, schema: str | None = None) -> Address:

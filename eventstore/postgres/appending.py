@@ -43,6 +43,7 @@ from eventstore.events import (
     StreamKind,
 )
 from eventstore.observer import Observer
+from eventstore.postgres.address import milliseconds
 from eventstore.postgres.arrays import bools, byte_strings, integers, texts
 from eventstore.postgres.connection import Connection, Connector, is_lost, sever, translate
 from eventstore.postgres.locks import Locks
@@ -351,7 +352,7 @@ class Writer:
         creates = [request for request in writes if request.kind is Kind.CREATE]
         nonces = {request.key: os.urandom(16) for request in creates}
         keys = self._keys_to_lock(writes)
-        timeouts = f"{patience_s * 1000:.0f}ms", self._statement_timeout
+        timeouts = milliseconds(patience_s), self._statement_timeout
         try:
             with self._waiting(), self._trip(connection, pipelined=pipelined) as trip:
 
@@ -399,22 +400,21 @@ class Writer:
                 if isinstance(error, psycopg.Error) or is_lost(error, connection):
                     raise
                 if request.kind is Kind.CREATE and request.key in new:
-                    raise _Spoilt(
-                        error
-                    ) from error  # its stream is there by now, and would be empty
+                    # Its stream is there by now, and would stay, empty.
+                    raise _Spoilt(error) from error
                 request.fail(error)
         return plan
 
     @property
     def _statement_timeout(self) -> str:
-        return f"{self._address.statement_timeout_s * 1000:.0f}ms"
+        return milliseconds(self._address.statement_timeout_s)
 
     def _know_codecs(self, connection: Connection, writes: Sequence[Write[Any]]) -> None:
         needed = {request.event.codec for request in writes if request.event is not None}
         if needed <= self._codec_ids.keys():
             return
         connection.execute(_BEGIN)
-        timeouts = f"{self._address.lock_timeout_s * 1000:.0f}ms", self._statement_timeout
+        timeouts = milliseconds(self._address.lock_timeout_s), self._statement_timeout
         connection.execute(self._q["set_timeouts"], timeouts)
         for fingerprint in sorted(needed - self._codec_ids.keys()):
             connection.execute(self._q["insert_codec"], (fingerprint,))
@@ -548,11 +548,7 @@ class Writer:
             event_id, timestamp = planned[head].event_id, planned[head].timestamp
         else:
             event_id, timestamp = reading.event_identity(stream, head)
-        if cursor.event_ids:
-            return head if event_id in cursor.event_ids else None
-        # Holders without events: nothing was said yet, or they were loaded without what was,
-        # perhaps from a database that keeps times to the microsecond.
-        return head if head == 1 or abs(timestamp - cursor.last_timestamp) < 1e-6 else None
+        return head if cursor.has_seen(head, event_id, timestamp) else None
 
     @staticmethod
     def _stored(
@@ -729,7 +725,7 @@ class Writer:
                 connection = self._ready()
                 with self._waiting():
                     connection.execute(_BEGIN)
-                    timeouts = f"{_RECONNECT_S * 1000:.0f}ms", self._statement_timeout
+                    timeouts = milliseconds(_RECONNECT_S), self._statement_timeout
                     connection.execute(self._q["set_timeouts"], timeouts)
                     connection.execute(self._q["take_lock"], (own,))
                     event = sealed.event

@@ -21,7 +21,7 @@ from eventstore.errors import (
     SchemaTooNew,
 )
 from eventstore.postgres import shadow
-from eventstore.postgres.address import Address
+from eventstore.postgres.address import Address, milliseconds
 from eventstore.postgres.connection import Connection, translate
 from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import migrations, queries
@@ -185,12 +185,8 @@ def _writing(connection: Connection) -> Iterator[None]:
 def _wait_for_others(connection: Connection, address: Address, locks: Locks) -> None:
     """Waits until nobody else migrates, for as long as for any lock."""
     q = queries(address.schema)
-    connection.execute(q["set_timeouts"], (_patience(address.lock_timeout_s), "0"))
+    connection.execute(q["set_timeouts"], (milliseconds(address.lock_timeout_s), "0"))
     connection.execute(q["take_lock"], (locks.migrating,))
-
-
-def _patience(seconds: float) -> str:
-    return f"{seconds * 1000:.0f}ms"
 
 
 def hold_writers_off(
@@ -202,7 +198,7 @@ def hold_writers_off(
     others wait behind it. The time limits are set for the transaction.
     """
     deadline = time.monotonic() + address.lock_timeout_s
-    patience = _patience(min(_ALONE_PATIENCE_S, address.lock_timeout_s))
+    patience = milliseconds(min(_ALONE_PATIENCE_S, address.lock_timeout_s))
     q = queries(address.schema)
     while True:
         try:
@@ -214,7 +210,7 @@ def hold_writers_off(
             if time.monotonic() > deadline:
                 raise
         time.sleep(_ALONE_PAUSE_S)
-    connection.execute(q["set_timeouts"], (_patience(address.lock_timeout_s), statement_timeout))
+    connection.execute(q["set_timeouts"], (milliseconds(address.lock_timeout_s), statement_timeout))
 
 
 def _upgrade(

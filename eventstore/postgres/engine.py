@@ -28,6 +28,7 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.observer import Observer
+from eventstore.postgres.address import milliseconds
 from eventstore.postgres.appending import Writer
 from eventstore.postgres.connection import (
     Connection,
@@ -112,8 +113,8 @@ class Engine:
         self._codecs: dict[int, str] = {}
         self._q = queries(self.address.schema)
         self._timeouts = (
-            f"{self.address.lock_timeout_s * 1000:.0f}ms",
-            f"{self.address.statement_timeout_s * 1000:.0f}ms",
+            milliseconds(self.address.lock_timeout_s),
+            milliseconds(self.address.statement_timeout_s),
         )
         self._read_timeouts = "SET LOCAL statement_timeout = '" + self._timeouts[1] + "'"
         self._inline_tables = ", ".join(sorted(table.name for table in self.tables.values()))

@@ -33,7 +33,7 @@ class Locks:
         self._schema = schema
 
     def of_owner(self, owner: int) -> int:
-        """Of the rows whose stream was deleted, and has no row that could be locked."""
+        """Of rows whose stream is gone, or never was: it has no row that could be locked."""
         text = f"adk-eventstore:{self._schema}:{owner}"
         return self._number(hashlib.sha256(text.encode()).digest()[:8])
 

@@ -133,6 +133,8 @@ class Engine:
         self._wake = threading.Condition(self._lock)
         self._reads: queue.SimpleQueue[Read[Any] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._ended = threading.Event()
+        """Whether the writer is done, for good."""
         self._watchdog: threading.Thread | None = None
         self._readers: list[threading.Thread] = []
 
@@ -261,10 +263,10 @@ class Engine:
             self._wake.notify_all()
             self._hand_over_reads()
         if self._writer is not None:
-            while self._writer.is_alive():
-                self._writer.join(_WATCH_S)
+            # Not by joining it: Python takes a thread for ended when that is interrupted.
+            while not self._ended.wait(_WATCH_S):
                 waited = self._gate.waited_s()
-                if waited > BUSY_TIMEOUT_S and self._writer.is_alive():
+                if waited > BUSY_TIMEOUT_S:
                     raise StoreBusy(self.path, waited, self._gate.holder())
         with self._wake:
             self._wake.wait_for(lambda: not self._stepping)
@@ -494,6 +496,7 @@ class Engine:
             raise
         finally:
             self._gate.stop_watching()
+            self._ended.set()
 
     def _wait_for_work(self) -> bool:
         """Blocks until the writer is told to work. Returns False when the engine stops instead."""
@@ -579,8 +582,7 @@ class Engine:
                 request.succeed(self._write.checkpoint("TRUNCATE"))
             else:
                 try:
-                    is_given_up = partial(getattr, request, "given_up")
-                    request.succeed(self._write.rewrite(request.at_most_s, is_given_up))
+                    request.succeed(self._write.rewrite(request))
                 except Exception as error:
                     request.fail(translate(self.path, error))
             settle([request])

@@ -476,11 +476,7 @@ def _position(transaction: WriteTransaction, stream: Stream, cursor: Cursor) -> 
         return version if stream_id == stream.id else None
     head = stream.conversation_version
     event_id, timestamp = transaction.event_identity(stream, head)
-    if cursor.event_ids:
-        return head if event_id in cursor.event_ids else None
-    # Holders without events: nothing was said yet, or they were loaded without what was,
-    # perhaps from a database that keeps times to the microsecond.
-    return head if head == 1 or abs(timestamp - cursor.last_timestamp) < 1e-6 else None
+    return head if cursor.has_seen(head, event_id, timestamp) else None
 
 
 def _stored(

@@ -43,6 +43,7 @@ from eventstore.reads import Reads
 from eventstore.records import (
     ROW_CHANGED,
     SYSTEM,
+    Sealed,
     check_begins,
     check_dense,
     recorded,
@@ -587,19 +588,9 @@ class WriteTransaction(ReadTransaction):
             event = with_identity(stream.key, self._nonce(stream), event)
         sealed = seal(stream, 0, event)
         placed = sealed.event
-        row = (
-            stream.id,
-            *placed[2:10],
-            self._codec(event.codec),
-            event.encoding,
-            sealed.delta_digest,
-            sealed.data_digest,
-            sealed.chain,
-            None if event.delta is None else event.delta.decode(),
-            None if event.data is None else event.data.decode(),
-        )
+        row = self._row_of(sealed)
         try:
-            position = self.connection.execute(_Q["insert_event"], row).lastrowid
+            position = self.connection.execute(_Q["insert_event"], (stream.id, *row)).lastrowid
         except sqlite3.IntegrityError as error:
             there = self._one("find_event", stream.id, event.event_id)
             if there is None:
@@ -814,21 +805,8 @@ class WriteTransaction(ReadTransaction):
         event = logged.event
         assert event.version == stream.version + 1, "what is imported is dense"
         try:
-            cursor = self.connection.execute(
-                _Q["import_event"],
-                (
-                    position or None,
-                    stream.id,
-                    *event[2:10],
-                    self._codec(event.codec),
-                    event.encoding,
-                    logged.delta_digest,
-                    logged.data_digest,
-                    logged.chain,
-                    None if event.delta is None else event.delta.decode(),
-                    None if event.data is None else event.data.decode(),
-                ),
-            )
+            row = (position or None, stream.id, *self._row_of(logged))
+            cursor = self.connection.execute(_Q["import_event"], row)
         except sqlite3.IntegrityError as error:
             raise EventIdConflict(str(stream.key), event.event_id, event.version) from error
         assert cursor.lastrowid is not None
@@ -844,6 +822,20 @@ class WriteTransaction(ReadTransaction):
         for table in self.tables.values():
             self._project(table, placed)
         return after
+
+    def _row_of(self, whole: Sealed | LoggedEvent) -> tuple[object, ...]:
+        """The columns of an event from its version on."""
+        event = whole.event
+        return (
+            *event[2:10],
+            self._codec(event.codec),
+            event.encoding,
+            whole.delta_digest,
+            whole.data_digest,
+            whole.chain,
+            None if event.delta is None else event.delta.decode(),
+            None if event.data is None else event.data.decode(),
+        )
 
     def _nonce(self, stream: Stream) -> bytes:
         if (nonce := self._nonces.get(stream.id)) is None:

@@ -26,7 +26,7 @@ from eventstore.sqlite.database import (
     connect,
     translate,
 )
-from eventstore.sqlite.requests import Due, Write, raise_error, settle
+from eventstore.sqlite.requests import Due, Rewrite, Write, raise_error, settle
 from eventstore.sqlite.tables import ProjectionTable
 from eventstore.sqlite.transaction import Known, WriteTransaction
 
@@ -233,17 +233,18 @@ class Writer:
             return False
         return not left and copied == frames
 
-    def rewrite(self, at_most_s: float | None, is_given_up: Callable[[], bool]) -> bool:
+    def rewrite(self, request: Rewrite) -> bool:
         """Writes the whole file anew, without free pages or copies of what was removed.
 
-        It all goes through the WAL, so a crash leaves the file as it was. So does an end after
-        `at_most_s` seconds, or when it is given up: then it returns False.
+        It all goes through the WAL, so a crash leaves the file as it was. So does an end in time,
+        or when the request is given up: then it returns False.
         """
         connection = self._ready()
+        at_most_s = request.at_most_s
         until = None if at_most_s is None else time.monotonic() + at_most_s
 
         def is_ended() -> bool:
-            return is_given_up() or (until is not None and time.monotonic() > until)
+            return request.given_up or (until is not None and time.monotonic() > until)
 
         # The new file is made in a temporary one, which is attached.
         connection.execute("PRAGMA temp_store = FILE")

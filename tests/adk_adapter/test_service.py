@@ -278,6 +278,35 @@ async def test_a_failed_append_leaves_the_live_session_as_it_was(
     assert session.state == {"k": 3}
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_a_session_that_does_not_take_what_was_stored_is_caught_up_with_or_stale(
+    service: DatabaseSessionService, failures: int
+) -> None:
+    """Whoever appended is told, and nobody for whom it is not."""
+
+    left = [LookupError] * failures
+
+    class Failing(dict[str, Any]):
+        def update(self, *_: Any, **__: Any) -> None:
+            if left:
+                raise left.pop()
+
+    session = await service.create_session("app", "u", "s")
+    vars(session)["state"] = Failing()
+    events = said("first"), said("second")
+    with pytest.raises(LookupError):
+        await service.append_event(session, events[0])
+    if failures == 1:
+        await service.append_event(session, events[1])
+        assert session.events == [*events]
+    else:
+        with pytest.raises(StaleSessionError):
+            await service.append_event(session, events[1])
+    loaded = await service.get_session(app_name="app", user_id="u", session_id="s")
+    assert loaded is not None
+    assert loaded.events == [*events[: 3 - failures]]
+
+
 async def test_a_cancelled_append_is_caught_up_with(service: DatabaseSessionService) -> None:
     session = await service.create_session("app", "u", "s")
     events = [said(str(n)) for n in range(10)]

@@ -1277,6 +1277,39 @@ def test_what_is_interrupted_while_it_waits_is_not_done_later(database: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
 
 
+def test_what_waits_when_a_close_is_interrupted_is_done_at_the_end(database: Path) -> None:
+    program = (
+        _PRELUDE
+        + _STRIKING
+        + """
+    import atexit
+    from eventstore.sqlite.gate import Gate
+    other = Gate(sys.argv[1])
+    held = other.held_within(5)
+    held.__enter__()
+    atexit.register(held.__exit__, None, None, None)  # only as the interpreter ends
+    async def hand_over():
+        return store.create(SESSION, created(session={"text": "x" * 20_000}))  # for the writer
+    asyncio.run(hand_over())
+    def send_soon():
+        while not store._engine._stopping:
+            time.sleep(0.01)
+        send()
+    thread = threading.Thread(target=send_soon)
+    thread.start()
+    try:
+        store.close()
+    except KeyboardInterrupt:
+        print("interrupted")
+    thread.join()
+    """
+    )
+    done = run_python(program, database)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    with open_log(database) as store:
+        assert store.stats()["events"] == 1
+
+
 def test_a_rewrite_that_is_interrupted_ends(database: Path) -> None:
     program = (
         _PRELUDE
@@ -1287,11 +1320,11 @@ def test_a_rewrite_that_is_interrupted_ends(database: Path) -> None:
     writer._STEPS_PER_LOOK = 10
     told = []
     rewrite = Writer.rewrite
-    def begin(self, at_most_s, is_given_up):
+    def begin(self, request):
         send()
-        while not is_given_up():
+        while not request.given_up:
             time.sleep(0.01)
-        told.append(rewrite(self, at_most_s, is_given_up))
+        told.append(rewrite(self, request))
         return False
     Writer.rewrite = begin
     async def fill():

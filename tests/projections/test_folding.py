@@ -139,7 +139,7 @@ def test_a_rebuild_in_small_pages_with_few_rows_in_memory(
     database: Path, projections: tuple[Projection, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foldings, "PAGE_EVENTS", 3)
-    monkeypatch.setattr(foldings, "_PAGE_WHOLE_EVENTS", 3)
+    monkeypatch.setattr(foldings, "WHOLE_PAGE_EVENTS", 3)
     monkeypatch.setattr(foldings.FoldedTable.__init__, "__kwdefaults__", {"rows_in_memory": 2})
     with closing(open_store(database, projections)) as store:
         names = [(str(n), "user", "app") for n in range(4)]

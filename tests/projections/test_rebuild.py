@@ -172,7 +172,7 @@ def test_what_is_appended_at_any_step_is_in_the_new_tables(
 ) -> None:
     """One append before each transaction and each snapshot of a rebuild."""
     if small:  # so that it catches up in several pages
-        monkeypatch.setattr(foldings, "_PAGE_WHOLE_EVENTS", 3)
+        monkeypatch.setattr(foldings, "WHOLE_PAGE_EVENTS", 3)
         module = importlib.import_module("projections.rebuild")
         monkeypatch.setattr(module, "_EVENTS_PER_CUT_OVER", 2)
         monkeypatch.setattr(module, "_ROWS_PER_TRANSACTION", 2)
