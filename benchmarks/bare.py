@@ -74,6 +74,11 @@ class BareSqlite:
 
 async def open_bare(path: Path, sessions: int, appends: int) -> BareSqlite:
     """Record sessions of so many appends, and be ready to execute their statements again."""
+    return BareSqlite(path, await record(path, sessions, appends))
+
+
+async def record(path: Path, sessions: int, appends: int) -> list[Call]:
+    """What sessions of so many appends execute, on a file as is left at `path`."""
     recorded = path.with_suffix(".recorded.sqlite3")
     service = CONTENDERS[OURS].open(recorded)
     await service.create_session(app_name=APP, user_id="bare")
@@ -89,7 +94,7 @@ async def open_bare(path: Path, sessions: int, appends: int) -> BareSqlite:
                 log.append(APPEND)
                 await service.append_event(session, next(events))
         await close(service)
-    return BareSqlite(path, _calls(log))
+    return _calls(log)
 
 
 def _calls(log: list[Statement | str]) -> list[Call]:

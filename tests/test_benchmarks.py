@@ -1,9 +1,11 @@
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.appending import measure
 from benchmarks.document import PAGE, document
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +78,18 @@ def test_measures_every_row_and_judges_every_goal(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     assert "of 34 goals are met" in run.stdout
     assert "cannot be judged" not in run.stdout
+
+
+def test_measures_what_an_append_cannot_do_without(tmp_path: Path) -> None:
+    measured = asyncio.run(measure(tmp_path, 40))
+    assert len(measured) == 7
+    assert all(microseconds > 0 for microseconds in measured.values())
+
+
+def test_measures_what_loading_is_made_of() -> None:
+    command = [sys.executable, "-m", "benchmarks.loading"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    assert "model_validate_json instead" in printed.stdout
 
 
 def test_measures_a_rebuild_alone_and_beside_writers(tmp_path: Path) -> None:
