@@ -611,8 +611,9 @@ class DatabaseSessionService(BaseSessionService):
     def vacuum(self, *, rewrite: bool = False) -> dict[str, int]:
         """Removes the events of deleted sessions and gives their space back; blocks.
 
-        With `rewrite` the file is written anew at last, as small as can be and without any copy of
-        what was removed. Writers wait for that, a minute or less for each gigabyte.
+        With `rewrite` the file, or the tables on a server, is written anew at last, as small as can
+        be and without any copy of what was removed. Writers wait for that, a minute or less for
+        each gigabyte.
 
         Keys of the result: sessions, events, keys_carried_over, bytes_freed.
 
@@ -659,11 +660,11 @@ class DatabaseSessionService(BaseSessionService):
     ) -> Erased:
         """Removes every session, event and key of a user, in one app or in all, and from the file.
 
-        What is left says that so many sessions were erased, and not whose. At last the file is
-        written anew, so that no copy is left in it: writers wait for that. `rewrite` says whether
-        it is; None means where it has up to 256 MB, and if it takes up to 20 s. `gone` of the
-        result says whether all copies are gone. Backups are not touched. An `app:` key keeps its
-        value, whoever wrote it.
+        What is left says that so many sessions were erased, and not whose. At last the file, or the
+        tables on a server, is written anew, so that no copy is left in it: writers wait for that.
+        `rewrite` says whether it is; None means where it has up to 256 MB, and if it takes up to
+        20 s. `gone` of the result says whether all copies are gone. Backups are not touched, nor a
+        server's WAL and replicas. An `app:` key keeps its value, whoever wrote it.
 
         Raises:
             InvalidInput: (a ValueError) no user has such an id.

@@ -147,7 +147,8 @@ class Storage(NamedTuple):
 class Rewritten(NamedTuple):
     """Whether a store was written anew, and whether no copy of what was removed before is left.
 
-    Somebody who still reads an older state keeps a copy from going.
+    In a file and beside it, or in the tables on a server, whose WAL and replicas are not looked at.
+    Somebody who still reads an older state, or may, keeps a copy from going.
     """
 
     done: bool
@@ -565,10 +566,10 @@ class EventStore(Protocol):
         """Gives unused space back to the file system; returns how many bytes."""
 
     def rewrite(self, *, whole: bool = True, at_most_s: float | None = None) -> Rewritten:
-        """Sees to it that no copy of what was removed is left in the store's files. Blocks.
+        """Sees to it that no copy of what was removed is left: see Rewritten. Blocks.
 
-        Writes all of the file anew, while writers wait, unless that takes longer than `at_most_s`;
-        without `whole` only folds in what was written beside it.
+        Writes the whole file anew, or the tables, while writers wait, unless that takes longer than
+        `at_most_s`; without `whole` only folds in what was written beside the file.
 
         Raises:
             StorageFailed: the disk is full or failing; the store is as it was.

@@ -260,7 +260,8 @@ class Erased(NamedTuple):
 
     `keys` are those of the user; `keys_carried_over` keys of apps that sessions of the user wrote
     last, which have their value still. `rewritten` says whether the file was written anew, and
-    `gone` whether no byte of it is left in the file and beside it.
+    `gone` whether no byte of it is left in the file and beside it. On a server these are the
+    tables: its WAL, replicas and backups are not looked at.
     """
 
     sessions: int
@@ -310,10 +311,10 @@ def erase_user(
     """Removes every session, event and key of a user, in one app or in all. Blocks.
 
     First all sessions are deleted and the user's keys with them, then their events are removed,
-    some sessions at a time; what is left is their number. At last the file is written anew, so that
-    no copy is left in it: writers wait for that. `rewrite` says whether that is done; when it is
-    None, where the file is not larger than AUTOMATIC_REWRITE_BYTES, and only if it is done before
-    anybody's patience ends. Ended at any point, the next run goes on.
+    some sessions at a time; what is left is their number. At last the file, or the tables on a
+    server, is written anew, so that no copy is left in it: writers wait for that. `rewrite` says
+    whether that is done; when it is None, where it is not larger than AUTOMATIC_REWRITE_BYTES, and
+    only if it is done before anybody's patience ends. Ended at any point, the next run goes on.
 
     What is in use otherwise stays: keys of apps, whoever wrote them, and what others said.
 
@@ -446,7 +447,7 @@ class Vacuumed(NamedTuple):
     """What was removed, and how many bytes were given back to the file system.
 
     `rewritten` says whether the file was written anew, and `gone` whether no copy of what was
-    removed is left in it or beside it.
+    removed is left in it or beside it; on a server the tables, as `Erased` says.
     """
 
     sessions: int
@@ -477,8 +478,8 @@ def vacuum(
 ) -> Vacuumed:
     """Removes the events of deleted sessions and gives the space back, while others write. Blocks.
 
-    With `rewrite` the file is written anew at last: it becomes as small as can be, and no copy of
-    what was removed is left in it. Writers wait for that.
+    With `rewrite` the file, or the tables on a server, is written anew at last: it becomes as small
+    as can be, and no copy of what was removed is left in it. Writers wait for that.
 
     Raises: as `scavenge`.
     """

@@ -54,6 +54,7 @@ from eventstore.postgres.tables import ProjectionTable
 from eventstore.postgres.transaction import MaintenanceTransaction, ReadTransaction
 from eventstore.projection import Projection
 from eventstore.requests import Request, settle
+from eventstore.store import Rewritten
 
 __all__ = ["Engine"]
 
@@ -74,6 +75,9 @@ _ASIDE_S: Final = 0.1
 _ASIDE_PATIENCE_S: Final = 0.01
 """How long the others wait for the locks of one of these."""
 _REWRITE_PAUSE_S: Final = 0.05
+_KEEPERS_WAIT_S: Final = 15.0
+"""How long a rewrite waits for those who may still read what was removed. A replica says each ten
+seconds what is read there."""
 _WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
 """How long after its own timeouts a server that says nothing is given up."""
@@ -471,12 +475,12 @@ class Engine:
         assert after is not None
         return max(0, int(before[0]) - int(after[0]))
 
-    def rewrite(self, at_most_s: float | None) -> bool:
-        """Writes the log's table anew, while nobody uses it. False when it took too long.
+    def rewrite(self, at_most_s: float | None) -> Rewritten:
+        """Writes the log's tables anew, while nobody uses them; not done when it took too long.
 
         Raises:
-            StoreBusy: somebody reads it all the time.
-            PathUnusable: it is for a role that owns the table.
+            StoreBusy: somebody reads one of them all the time.
+            PathUnusable: it is for a role that owns the tables.
         """
         limited = at_most_s is not None
         patience = self.address.lock_timeout_s if at_most_s is None else at_most_s
@@ -485,6 +489,7 @@ class Engine:
                 self._answering(lambda c: c.execute("SELECT 1")) as (connection, _),
                 self._answering(lambda c: c.execute("SELECT 1")) as (holder, _),
             ):
+                kept = self._kept_for_others(connection)
                 timer = threading.Timer(at_most_s or 0, connection.cancel)
                 if limited:
                     timer.start()
@@ -495,22 +500,44 @@ class Engine:
                     timer.cancel()
                     if limited:
                         timer.join()  # or its cancel might meet the connection's next statement
+                if done:
+                    self._draw_samples(connection)
         except psycopg.errors.QueryCanceled as error:
             if not limited:  # by a time limit of the server's or the role's
                 raise translate(self.address, error) from error
-            return False
+            return Rewritten(done=False, gone=False)
         except psycopg.Error as error:
             raise translate(self.address, error) from error
         if not done and not limited:
             reader = "a transaction that reads it, a long query or a dump"
-            raise StoreBusy(f"{self.address.schema}.events", patience, reader)
-        return done
+            raise StoreBusy(self.address.schema, patience, reader)
+        return Rewritten(done, gone=done and not kept)
+
+    def _kept_for_others(self, connection: Connection) -> bool:
+        """Whether the server keeps for somebody what was removed: most are done in a moment."""
+        row = connection.execute(self._q["next_transaction"]).fetchone()
+        assert row is not None
+        before = (row[0], getattr(self._maintainer, "pid", None) or 0)
+        keepers = set(connection.execute(self._q["keepers"], before).fetchall())
+        deadline = time.monotonic() + _KEEPERS_WAIT_S
+        while keepers and time.monotonic() < deadline:
+            time.sleep(_REWRITE_PAUSE_S)
+            keepers &= set(connection.execute(self._q["keepers"], before).fetchall())
+        return bool(keepers)
+
+    def _draw_samples(self, connection: Connection) -> None:
+        """Has the planner's samples drawn anew, for they are values of rows."""
+        tables = ", ".join(table for table, *_ in connection.execute(self._q["files_of_log"]))
+        with connection.transaction():
+            limits = (milliseconds(self.address.lock_timeout_s), "0")
+            connection.execute(self._q["set_timeouts"], limits)
+            connection.execute(f"ANALYZE {tables}")
 
     def _rewrite(
         self, connection: Connection, holder: Connection, deadline: float, *, limited: bool
     ) -> bool:
         """Tries it without waiting for readers: all others would wait behind it."""
-        rows = connection.execute(self._q["files_of_events"]).fetchall()
+        rows = connection.execute(self._q["files_of_log"]).fetchall()
         if not all(may for _, _, may in rows):
             raise psycopg.errors.InsufficientPrivilege("this role does not own the log's tables")
         before = left = {table: file for table, file, _ in rows}
@@ -524,8 +551,8 @@ class Engine:
                     break  # writers were waited for, and no cancel has met a statement
                 connection.execute(f"VACUUM (FULL, SKIP_LOCKED) {table}")
             holder.execute("COMMIT")
-            now = connection.execute(self._q["files_of_events"]).fetchall()
-            left = {table: file for table, file, _ in now if file == before[table]}
+            now = connection.execute(self._q["files_of_log"]).fetchall()
+            left = {table: file for table, file, _ in now if file == before.get(table)}
             time.sleep(_REWRITE_PAUSE_S)
         return True
 

@@ -536,16 +536,32 @@ SELECT 1 FROM {s}.projections WHERE name = $1 FOR UPDATE;
 UPDATE {s}.projections SET checkpoint = $1, failed_at = $2, failure = $3
 WHERE name = $4 AND version = $5 AND checkpoint = $6;
 
--- The tables that events are in, with the files, of which each gets another when it is written anew,
--- and whether this role may do that: others are passed over with no more than a warning.
--- name: files_of_events
+-- The tables that rows are removed from, with the files, of which each gets another when it is written
+-- anew, and whether this role may do that: others are passed over with no more than a warning.
+-- name: files_of_log
 SELECT format('{s}.%I', c.relname), c.relfilenode::bigint,
        CASE WHEN current_setting('server_version_num')::int >= 170000
             THEN has_table_privilege(c.oid, 'MAINTAIN')
             ELSE pg_has_role(c.relowner, 'USAGE') END
        OR (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database())
 FROM pg_class AS c LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
-WHERE c.relkind = 'r' AND '{s}.events'::regclass IN (c.oid, i.inhparent);
+WHERE c.relkind = 'r' AND c.relnamespace = '{s}'::regnamespace
+      AND (c.relname IN ('events', 'streams') OR i.inhparent = '{s}.events'::regclass
+           OR c.relname IN (SELECT table_name FROM {s}.projections))
+ORDER BY c.relname;
+
+-- name: next_transaction
+SELECT pg_snapshot_xmax(pg_current_snapshot())::xid::text;
+
+-- For whom the server keeps rows that were removed before this transaction: others that are open, prepared
+-- ones, replicas that say what is read there. A role may not see since when others are open.
+-- name: keepers
+SELECT l.virtualtransaction FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'virtualxid' AND a.datname = current_database() AND a.usesysid IS NOT NULL
+      AND l.pid NOT IN (pg_backend_pid(), $2)
+UNION ALL SELECT gid FROM pg_prepared_xacts WHERE database = current_database()
+UNION ALL SELECT slot_name FROM pg_replication_slots WHERE age(xmin) > age($1::text::xid)
+UNION ALL SELECT application_name FROM pg_stat_replication WHERE age(backend_xmin) > age($1::text::xid);
 
 -- What the server itself knows to be wrong: indexes that are not whole, pages that failed their sum.
 -- name: check_files

@@ -241,8 +241,13 @@ class PostgresEventStore:
         return self._running().vacuum()
 
     def rewrite(self, *, whole: bool = True, at_most_s: float | None = None) -> Rewritten:
-        """Lets the server write the events anew; what its WAL and its backups hold is not here."""
-        return Rewritten(done=self._running().rewrite(at_most_s) if whole else False, gone=False)
+        """Sees to it that no copy of what was removed is left in the tables of the log.
+
+        The server's WAL, its replicas and its backups are not looked at.
+        """
+        if not whole:
+            return Rewritten(done=False, gone=False)
+        return self._running().rewrite(at_most_s)
 
     def storage(self, *, tables: bool) -> Storage:
         """What the schema takes on the server's disk."""

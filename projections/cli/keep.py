@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import click
 
+from eventstore import EventStore
+from eventstore.location import is_server
 from projections import installed
 from projections.cli.asked import AGE, app_option, yes_option
 from projections.cli.base import Command, Report, Settings, confirm
@@ -24,10 +28,40 @@ from projections.retention import (
 __all__ = ["erase_user_command", "purge_command", "vacuum_command"]
 
 _REWRITE_BYTES_PER_S = 50_000_000
-_LEFT = (
-    "An older state of the file is still being read, and a copy is kept for that. End the program "
-    "that reads, then: adk-eventstore vacuum --rewrite"
+
+
+class _Words(NamedTuple):
+    """What is said of a file, and what of a schema on a server."""
+
+    wait: str
+    rewritten: str
+    kept: str
+    read: str
+    gone: str
+
+
+_LATER = "When writers can wait: adk-eventstore vacuum --rewrite"
+_FILE = _Words(
+    wait="The file is written anew at last",
+    rewritten="The file was written anew.",
+    kept="The file was not written anew: unused parts of it may hold copies.",
+    read="An older state of the file is still being read, and a copy is kept for that. End the "
+    "program that reads, then: adk-eventstore vacuum --rewrite",
+    gone="No copy is left in the file. Backups made before still have it.",
 )
+_TABLES = _Words(
+    wait="The tables are written anew at last",
+    rewritten="The tables were written anew.",
+    kept="The tables were not written anew: unused parts of them may hold copies.",
+    read="A transaction that was begun before is still open, and the server may keep copies for "
+    "it: see docs/postgresql.md. End it, then: adk-eventstore vacuum --rewrite",
+    gone="No copy is left in the tables. Backups made before still have it, and the server's WAL "
+    "for a while.",
+)
+
+
+def _words(store: EventStore) -> _Words:
+    return _TABLES if is_server(store.path) else _FILE
 
 
 @click.command(
@@ -96,8 +130,8 @@ def purge_command(
     short_help="Remove everything of a user, from the file too.",
     example="adk-eventstore erase-user test_user --dry-run",
     exits={
-        0: "erased, and no copy is left in the file; with --dry-run: counted",
-        1: "erased for every reader; a copy may be left in the file: the message says what to do",
+        0: "erased, and no copy is left in the file or the tables; with --dry-run: counted",
+        1: "erased for every reader; a copy may be left there: the message says what to do",
     },
     interrupted="What was erased is; run it again for the rest.",
 )
@@ -106,7 +140,7 @@ def purge_command(
 @click.option(
     "--rewrite/--no-rewrite",
     default=None,
-    help="Write the file anew at last, while writers wait; or not. [default: up to 256 MB]",
+    help="Write file or tables anew at last, while writers wait; or not. [default: up to 256 MB]",
 )
 @click.option("--dry-run", is_flag=True, help="Count what would be erased; change nothing.")
 @yes_option
@@ -127,7 +161,7 @@ def erase_user_command(
     """
     with settings.store(dry_run=dry_run, repair=False) as store:
         found = erasable(store, user_id, app)
-        total = store.storage(tables=False).total
+        words, total = _words(store), store.storage(tables=False).total
         whole = total <= AUTOMATIC_REWRITE_BYTES if rewrite is None else rewrite
         document = {
             "database": store.path,
@@ -145,12 +179,12 @@ def erase_user_command(
         if dry_run:
             lines = [f"A dry run: it would erase {counts}."]
             if whole:
-                lines.append(_wait(total))
+                lines.append(_wait(words, total))
             return Report(document, lines)
         if not found.events and not found.rewrite:
             return Report({**document, "gone": True}, ["There is nothing of such a user here."])
         confirm(
-            f"Erase {counts}, for good?" + (f" {_wait(total)}" if whole else ""),
+            f"Erase {counts}, for good?" + (f" {_wait(words, total)}" if whole else ""),
             yes=yes,
         )
         with settings.progress("erasing") as progress:
@@ -163,7 +197,7 @@ def erase_user_command(
                 rewrite=rewrite,
                 progress=progress,
             )
-    return Report({**document, **done._asdict()}, _erased(done), 0 if done.gone else 1)
+    return Report({**document, **done._asdict()}, _erased(words, done), 0 if done.gone else 1)
 
 
 def _erasable(found: Erasable) -> str:
@@ -174,12 +208,12 @@ def _erasable(found: Erasable) -> str:
     )
 
 
-def _wait(total: int) -> str:
+def _wait(words: _Words, total: int) -> str:
     seconds = max(1, round(total / _REWRITE_BYTES_PER_S))
-    return f"The file is written anew at last: writers wait for about {seconds} s."
+    return f"{words.wait}: writers wait for about {seconds} s."
 
 
-def _erased(done: Erased) -> list[str]:
+def _erased(words: _Words, done: Erased) -> list[str]:
     erased = f"{counted(done.sessions, 'session')}, {counted(done.events, 'event')}"
     keys = f"{counted(done.keys, 'key')} of the user"
     lines = [f"Erased {erased}, {keys}; gave back {size(done.bytes_freed)}."]
@@ -189,14 +223,11 @@ def _erased(done: Erased) -> list[str]:
             "last, have their values still."
         )
     if done.gone:
-        lines.append("No copy is left in the file. Backups made before still have it.")
+        lines.append(words.gone)
     elif done.rewritten:
-        lines.append(_LEFT)
+        lines.append(words.read)
     else:
-        lines.append(
-            "The file was not written anew: unused parts of it may hold copies. When writers can "
-            "wait: adk-eventstore vacuum --rewrite"
-        )
+        lines.append(f"{words.kept} {_LATER}")
     return lines
 
 
@@ -207,12 +238,12 @@ def _erased(done: Erased) -> list[str]:
     example="adk-eventstore vacuum --yes",
     exits={
         0: "done; with --dry-run: counted",
-        1: "with --rewrite: done, but a copy of what was removed is left, which somebody reads",
+        1: "with --rewrite: done, but a copy may be left, which somebody reads",
     },
     interrupted="Some sessions' events were removed; run it again for the others.",
 )
 @click.option(
-    "--rewrite", is_flag=True, help="Write the whole file anew at last, while writers wait."
+    "--rewrite", is_flag=True, help="Write file or tables anew at last, while writers wait."
 )
 @click.option("--dry-run", is_flag=True, help="Count what would be removed; change nothing.")
 @yes_option
@@ -220,12 +251,13 @@ def _erased(done: Erased) -> list[str]:
 def vacuum_command(settings: Settings, rewrite: bool, dry_run: bool, yes: bool) -> Report:
     """Removes the events of sessions that were deleted, and gives unused space back.
 
-    It goes in small steps, while services write. With --rewrite the file becomes as small as can
-    be and no copy of what was removed is left in it; it needs as much room again, and writers wait.
+    It goes in small steps, while services write. With --rewrite the file, or the tables on a
+    server, becomes as small as can be and no copy of what was removed is left in it; that needs as
+    much room again, and writers wait.
     """
     with settings.store(dry_run=dry_run, repair=False) as store:
         sessions, events = vacuumable(store)
-        storage = store.storage(tables=False)
+        words, storage = _words(store), store.storage(tables=False)
         counts = f"{counted(sessions, 'deleted session')}, {counted(events, 'event')}"
         document = {
             "database": store.path,
@@ -239,10 +271,10 @@ def vacuum_command(settings: Settings, rewrite: bool, dry_run: bool, yes: bool) 
         }
         if dry_run:
             lines = [f"A dry run: it would remove {counts}. {size(storage.unused)} are unused."]
-            return Report(document, [*lines, *([_wait(storage.total)] if rewrite else [])])
+            return Report(document, [*lines, *([_wait(words, storage.total)] if rewrite else [])])
         if events or rewrite:
             question = f"Remove {counts}, for good?"
-            confirm(f"{question} {_wait(storage.total)}" if rewrite else question, yes=yes)
+            confirm(f"{question} {_wait(words, storage.total)}" if rewrite else question, yes=yes)
         with settings.progress("vacuuming") as progress:
             done = vacuum(
                 store,
@@ -252,12 +284,12 @@ def vacuum_command(settings: Settings, rewrite: bool, dry_run: bool, yes: bool) 
                 progress=progress,
             )
     left = rewrite and not done.gone
-    return Report({**document, **done._asdict()}, _vacuumed(done), 1 if left else 0)
+    return Report({**document, **done._asdict()}, _vacuumed(words, done), 1 if left else 0)
 
 
-def _vacuumed(done: Vacuumed) -> list[str]:
+def _vacuumed(words: _Words, done: Vacuumed) -> list[str]:
     counts = f"{counted(done.sessions, 'deleted session')}, {counted(done.events, 'event')}"
     lines = [f"Removed {counts}; gave back {size(done.bytes_freed)}."]
     if done.rewritten:
-        lines.append("The file was written anew." if done.gone else _LEFT)
+        lines.append(words.rewritten if done.gone else words.read)
     return lines

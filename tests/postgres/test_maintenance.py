@@ -1,8 +1,12 @@
-"""What maintenance writes is whole or not there; tables of before are brought up to date."""
+"""What maintenance writes is whole or not there, and what it removes is gone.
+
+Tables of before are brought up to date.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -11,6 +15,7 @@ from typing import ClassVar
 import msgspec
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from eventstore import (
     EventIdConflict,
@@ -25,14 +30,24 @@ from eventstore import (
     open_store,
 )
 from eventstore.postgres.locks import Locks
-from projections import BUILT_IN, StateProjection, rebuild, verify
+from projections import (
+    BUILT_IN,
+    StateProjection,
+    UsageProjection,
+    erase_user,
+    rebuild,
+    run,
+    verify,
+)
+from projections.cli import main
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, new_event, session
 from tests.places import leftovers, query
-from tests.postgres.server import execute
+from tests.postgres.server import execute, servers
 from tests.postgres.test_order import somebody_waits, until
 from tests.processes import fresh_processes
 from tests.projections.test_own_projections import Told, ToldWho, say
+from tests.projections.test_retention import fill
 
 PROCESSES = fresh_processes()
 OTHER = session("other")
@@ -144,6 +159,128 @@ def test_a_codec_that_was_undone_is_noted_again(store: EventStore, postgres: Pla
     assert len(query(postgres.target, "SELECT 1 FROM codecs WHERE fingerprint = 'new'")) == 1
     with closing(open_store(postgres.target, BUILT_IN)) as again:
         assert verify(again, BUILT_IN).clean
+
+
+# Copies of what was removed.
+
+SECRET = "Very-Secret-Word"
+
+
+def erase(target: str, user: str = SECRET) -> tuple[int, str]:
+    """How the command ends, and what it says."""
+    done = CliRunner().invoke(main, ["erase-user", user, "--yes", "--db", target])
+    return done.exit_code, done.output
+
+
+def raw(place: Place) -> bytes:
+    """Every byte of the files of a schema's tables, indexes and long values."""
+    files = (
+        "SELECT pg_read_binary_file(pg_relation_filepath(c.oid)) FROM pg_class AS c "
+        "LEFT JOIN pg_index AS i ON i.indexrelid = c.oid "
+        "LEFT JOIN pg_class AS t ON t.reltoastrelid IN (c.oid, i.indrelid) "
+        f"WHERE '{place.schema}'::regnamespace IN (c.relnamespace, t.relnamespace) "
+        "AND c.relkind IN ('r', 'i', 't')"
+    )
+    return b"".join(content for (content,) in execute(place.url, "CHECKPOINT", files))
+
+
+def files(place: Place) -> list[tuple[str, int]]:
+    named = f"relnamespace = '{place.schema}'::regnamespace ORDER BY relname"
+    return execute(place.url, f"SELECT relname, relfilenode FROM pg_class WHERE {named}")
+
+
+@pytest.mark.parametrize("partitions", [0, 2])
+def test_an_erased_user_is_in_no_table_and_tables_are_written_anew_once(
+    postgres: Place, partitions: int
+) -> None:
+    with closing(open_store(postgres.target, BUILT_IN, partitions=partitions)) as store:
+        for n in range(20):
+            # Long values are kept beside the table, where they can be made no shorter.
+            words = f"{SECRET} {random.Random(n).randbytes(4_000).hex()}"
+            fill(store, session(f"{SECRET}-{n}", SECRET), words=words)
+            fill(store, session(f"other-{n}", "grace"))
+        run(store, [UsageProjection()])
+        # Samples of values are what the planner works with.
+        query(postgres.target, "ANALYZE")
+        sampled = f"SELECT 1 FROM pg_stats WHERE most_common_vals::text LIKE '%{SECRET}%'"
+        assert query(postgres.target, sampled)
+        assert SECRET.encode() in raw(postgres)
+        code, said = erase(postgres.target)
+        assert (code, "No copy is left in the tables" in said) == (0, True), said
+        assert SECRET.encode() not in raw(postgres)
+        assert not query(postgres.target, sampled)
+        assert verify(store, BUILT_IN, [UsageProjection()]).clean
+    before = files(postgres)
+    assert erase(postgres.target) == (0, "There is nothing of such a user here.\n")
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        assert erase_user(store, BUILT_IN, [UsageProjection()], user_id=SECRET).gone
+    assert files(postgres) == before
+
+
+def test_a_transaction_of_before_may_keep_a_copy_and_it_is_said(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.postgres.engine._KEEPERS_WAIT_S", 0.2)
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        fill(store, session("a", SECRET), session("b", "eve"))
+    with psycopg.connect(postgres.url) as reader:
+        # It has nothing to do with the log, and could still look into it.
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT 1")
+        code, said = erase(postgres.target)
+        assert (code, "still open" in said) == (1, True), said
+        assert SECRET.encode() in raw(postgres)
+        vacuumed = CliRunner().invoke(
+            main, ["vacuum", "--rewrite", "--yes", "--db", postgres.target]
+        )
+        assert (vacuumed.exit_code, "still open" in vacuumed.output) == (1, True)
+    # It is still due, and the next one does it.
+    code, said = erase(postgres.target)
+    assert (code, "No copy is left in the tables" in said) == (0, True), said
+    assert SECRET.encode() not in raw(postgres)
+
+
+@pytest.mark.parametrize("slot", [False, True])
+def test_so_may_one_that_is_prepared_and_one_on_a_replica(
+    monkeypatch: pytest.MonkeyPatch, slot: bool
+) -> None:
+    def erase_within(seconds: float, user: str) -> int:
+        monkeypatch.setattr("eventstore.postgres.engine._KEEPERS_WAIT_S", seconds)
+        return erase(place.target, user)[0]
+
+    with servers() as room:
+        primary = room.add("primary", durable=True)
+        execute(primary.url(), "ALTER SYSTEM SET max_prepared_transactions = 2")
+        primary.stop()
+        primary.start()
+        replica = room.replicate(primary, "replica")
+        replica.set("wal_receiver_status_interval", "1s")
+        replica.set("hot_standby_feedback", "on")
+        if slot:
+            execute(primary.url(), "SELECT pg_create_physical_replication_slot('replica')")
+            replica.set("primary_slot_name", "replica")
+        place = Place(primary.url(), "s")
+        with closing(open_store(place.target, BUILT_IN)) as store:
+            fill(store, session("a", "ada"), session("b", SECRET), session("c", "eve"))
+
+        execute(primary.url(), "BEGIN", "CREATE TABLE t ()", "PREPARE TRANSACTION 'forgotten'")
+        assert erase_within(0.2, "ada") == 1
+        execute(primary.url(), "ROLLBACK PREPARED 'forgotten'")
+        assert erase_within(30, "ada") == 0
+
+        kept = (
+            "SELECT 1 FROM (SELECT backend_xmin AS x FROM pg_stat_replication UNION ALL "
+            "SELECT xmin FROM pg_replication_slots) AS told WHERE x::text = "
+        )
+        with psycopg.connect(replica.url()) as reader:
+            reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            oldest = reader.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text")
+            kept += "'{}'".format(*oldest.fetchall()[0])
+            until(lambda: bool(execute(primary.url(), kept)))
+            assert erase_within(0.2, SECRET) == 1
+            assert SECRET.encode() in raw(place)
+        assert erase_within(30, SECRET) == 0
+        assert SECRET.encode() not in raw(place)
 
 
 # Tables of an older version.

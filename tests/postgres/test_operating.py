@@ -338,6 +338,13 @@ def test_one_stuck_session_does_not_keep_the_others_waiting(postgres: Place) -> 
         assert verify(store, BUILT_IN).clean
 
 
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewrite that does not wait first for those who may read what was removed."""
+    monkeypatch.setattr("eventstore.postgres.engine._KEEPERS_WAIT_S", 0.0)
+
+
+@pytest.mark.usefixtures("_at_once")
 def test_beside_a_long_reader_a_rewrite_keeps_nobody_waiting(postgres: Place) -> None:
     done = []
     with (
@@ -358,6 +365,7 @@ def test_beside_a_long_reader_a_rewrite_keeps_nobody_waiting(postgres: Place) ->
         assert verify(store, BUILT_IN).clean
 
 
+@pytest.mark.usefixtures("_at_once")
 def test_a_rewrite_that_never_finds_the_log_unused_is_given_up(postgres: Place) -> None:
     with (
         closing(open_store(f"{postgres.target}&lock_timeout=0.5", BUILT_IN)) as store,
@@ -371,6 +379,7 @@ def test_a_rewrite_that_never_finds_the_log_unused_is_given_up(postgres: Place) 
         assert verify(store, BUILT_IN).clean
 
 
+@pytest.mark.usefixtures("_at_once")
 def test_a_rewrite_is_over_in_time_also_when_it_waited_for_a_writer(postgres: Place) -> None:
     file = f"SELECT relfilenode FROM pg_class WHERE oid = '{postgres.schema}.events'::regclass"
     with closing(open_store(postgres.target, BUILT_IN)) as store:
@@ -389,6 +398,7 @@ def test_a_rewrite_is_over_in_time_also_when_it_waited_for_a_writer(postgres: Pl
         assert (done, query(postgres.target, file)) == ([False], before)
 
 
+@pytest.mark.usefixtures("_at_once")
 def test_a_rewrite_that_the_server_ends_is_not_said_to_be_left_out(postgres: Place) -> None:
     role = f"role_{postgres.schema}"
     query(
