@@ -690,7 +690,8 @@ def pending_migrations(
 ) -> tuple[int, list[tuple[int, str]]]:
     """The schema version of a store, and what `open_store` would run: each version with its SQL.
 
-    Changes nothing and makes no file.
+    On a server with the tables of `projections`, all in one transaction. Changes nothing and makes
+    no file.
 
     Raises:
         StoreUnusable: one of its kinds, see eventstore.errors.

@@ -158,10 +158,8 @@ def _migrate(
         _wait_for_others(connection, address, locks)
         version = _version(connection, address)  # somebody may have done it meanwhile
         if version < schema_version():
-            if version == 0 and not _has_schema(connection, schema):
-                connection.execute(f"CREATE SCHEMA {schema}")
-            connection.execute(f"SET LOCAL search_path = {schema}")
-            for _, script in _scripts(schema, version, (), partitions):
+            create = _create_schema(connection, schema)
+            for _, script in _scripts(schema, version, (), partitions, create):
                 _run(connection, script)
             if version == 0:
                 for projection in projections:
@@ -287,24 +285,29 @@ def _run(connection: Connection, script: str) -> None:
         cursor.execute(script.encode())
 
 
-def _has_schema(connection: Connection, schema: str) -> bool:
-    row = connection.execute("SELECT to_regnamespace($1) IS NOT NULL", (schema,)).fetchone()
-    return row is not None and bool(row[0])
+def _create_schema(connection: Connection, schema: str) -> str:
+    """What makes a schema that is missing. To make one that is there takes a right of its own."""
+    row = connection.execute("SELECT to_regnamespace($1) IS NULL", (schema,)).fetchone()
+    return f"CREATE SCHEMA {schema};\n" if row and row[0] else ""
 
 
 def _scripts(
-    schema: str, version: int, projections: Sequence[Projection], partitions: int
+    schema: str, version: int, projections: Sequence[Projection], partitions: int, create: str
 ) -> list[tuple[int, str]]:
-    """What brings a schema from a version to the newest: each version with its SQL."""
+    """What brings a schema from a version to the newest: each version with its SQL.
+
+    All in one transaction, which `create` begins; a new schema's projections come last.
+    """
     scripts = migrations(schema, partitions)
     found = []
     for number in range(version + 1, len(scripts) + 1):
-        text = scripts[number - 1].rstrip()
+        text = f"SET LOCAL search_path = {schema};\n\n{scripts[number - 1].rstrip()}\n\n"
         if number == 1:
-            text += f"\n\nINSERT INTO {schema}.eventstore (id, version) VALUES (1, 1);\n"
-            text += "".join(f"\n{_projection_ddl(schema, p)}" for p in projections)
+            text = f"{create}{text}INSERT INTO {schema}.eventstore (id, version) VALUES (1, 1);\n"
         else:
-            text += f"\n\nUPDATE {schema}.eventstore SET version = {number};\n"
+            text += f"UPDATE {schema}.eventstore SET version = {number};\n"
+        if version == 0 and number == len(scripts):
+            text += "".join(f"\n{_projection_ddl(schema, p)}" for p in projections)
         found.append((number, text))
     return found
 
@@ -322,11 +325,9 @@ def _projection_ddl(schema: str, projection: Projection) -> str:
 
 def ddl(schema: str, projections: Sequence[Projection], *, partitions: int = 0) -> str:
     """What somebody runs who may make a schema, for a service that may not; one transaction."""
-    scripts = "\n".join(text for _, text in _scripts(schema, 0, projections, partitions))
-    return (
-        f"BEGIN;\n\nCREATE SCHEMA IF NOT EXISTS {schema};\n"
-        f"SET LOCAL search_path = {schema};\n\n{scripts}\nCOMMIT;\n"
-    )
+    create = f"CREATE SCHEMA IF NOT EXISTS {schema};\n"
+    scripts = "\n".join(text for _, text in _scripts(schema, 0, projections, partitions, create))
+    return f"BEGIN;\n\n{scripts}\nCOMMIT;\n"
 
 
 def pending_migrations(
@@ -335,9 +336,10 @@ def pending_migrations(
     """The version of the schema, and what opening it would run: each version with its SQL."""
     try:
         version = _version(connection, address)
+        create = _create_schema(connection, address.schema)
     except psycopg.Error as error:
         raise translate(address, error) from None
-    return version, _scripts(address.schema, version, projections, 0)
+    return version, _scripts(address.schema, version, projections, 0, create)
 
 
 def check_schema(

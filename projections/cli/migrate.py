@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from eventstore import pending_migrations
-from eventstore.location import resolve, shown
+from eventstore.location import is_server, resolve, shown
 from projections import installed
 from projections.cli.base import Command, Report, Settings
 
@@ -33,7 +33,8 @@ def migrate_file(settings: Settings, dry_run: bool) -> Report:
     if not dry_run:
         with settings.store(create=True):
             pass
-    path = shown(resolve(settings.db))
+    target = resolve(settings.db)
+    path = shown(target)
     document = {
         "database": path,
         "dry_run": dry_run,
@@ -46,9 +47,12 @@ def migrate_file(settings: Settings, dry_run: bool) -> Report:
     if not dry_run:
         return Report(document, [f"{path}: migrated from schema version {before} to {after}."])
     lines = [f"-- {path}: from schema version {before} to {after}, in one transaction"]
+    lines += ["", "BEGIN;"] if is_server(target) else []
     for version, sql in pending:
         lines += ["", f"-- to version {version}", sql.rstrip()]
-    if before == 0:
+    if is_server(target):
+        lines += ["", "COMMIT;"]
+    elif before == 0:
         tables = ", ".join(projection.table.name for projection in installed.inline())
         lines += ["", f"-- Then the tables of projections: {tables}"]
     return Report(document, lines)

@@ -102,11 +102,32 @@ def test_without_the_right_to_make_it_the_schema_is_made_by_somebody_else(postgr
 def test_a_dry_run_of_migrate_shows_what_would_be_run(postgres: Place) -> None:
     result = CliRunner().invoke(main, ["migrate", "--dry-run", "--db", postgres.target])
     assert result.exit_code == 0
-    assert f"CREATE TABLE {postgres.schema}.events" in result.output
     with pytest.raises(PathUnusable, match="no schema"):
         open_store(postgres.target, BUILT_IN, create=False)
+    # It is all that is needed, and what is run.
+    relations = "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(result.output.encode())
+    with closing(open_store(postgres.target, BUILT_IN, create_schema=False)) as store:
+        asyncio.run(fill(store))
+        assert verify(store, BUILT_IN).clean
+    by_hand = set(query(postgres.target, relations))
+    query(postgres.target, f"DROP SCHEMA {postgres.schema} CASCADE")
     assert CliRunner().invoke(main, ["migrate", "--db", postgres.target]).exit_code == 0
-    open_store(postgres.target, BUILT_IN, create=False).close()
+    assert set(query(postgres.target, relations)) == by_hand
+
+
+def test_nor_does_it_show_what_a_schema_that_is_there_does_not_need(postgres: Place) -> None:
+    role = f"role_{postgres.schema}"
+    execute(postgres.url, f"CREATE ROLE {role} LOGIN")
+    execute(postgres.url, f"CREATE SCHEMA {postgres.schema} AUTHORIZATION {role}")
+    # It may make no schema.
+    theirs = with_user(postgres, role).replace(":@", "@")
+    result = CliRunner().invoke(main, ["migrate", "--dry-run", "--db", theirs])
+    query(theirs, result.output)
+    with closing(open_store(theirs, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+    execute(postgres.url, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
 
 
 def test_whose_schema_it_is_is_looked_at_first(postgres: Place) -> None:
