@@ -373,7 +373,7 @@ class DatabaseSessionService(BaseSessionService):
 
         Raises:
             SessionNotFoundError: there is no such session, or it was deleted meanwhile.
-            InvalidInput: (a ValueError) a version or limit below zero.
+            InvalidInput: (a ValueError) a version or limit below zero, or above 2**63 - 1.
             CorruptEvent: an event is not what was written.
         """
         key = session_key(app_name, user_id, session_id)
@@ -409,6 +409,8 @@ class DatabaseSessionService(BaseSessionService):
         no id is given.
 
         Raises:
+            InvalidInput: (a ValueError) a name or an id that cannot be, or a position below zero or
+                above 2**63 - 1.
             CorruptEvent: an event is not what was written.
             StoreClosed: the service was closed.
         """

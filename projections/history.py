@@ -52,7 +52,7 @@ def check_count(what: str, number: object) -> int:
     """
     if not isinstance(number, int) or not 0 <= number < 2**63:
         raise InvalidInput(f"{what} must be a number from 0 to 2**63 - 1.")
-    return number
+    return int(number)  # True is one, and a server would take it for what it is
 
 
 def page_of_session(
@@ -69,11 +69,11 @@ def page_of_session(
 
     Raises:
         StreamNotFound: there is no such session, or it is another one by now.
-        InvalidInput: (a ValueError) a version or count below zero.
+        InvalidInput: (a ValueError) a version or count below zero, or above 2**63 - 1.
         CorruptEvent: an event is not what was written.
     """
-    check_count("after_version", after_version)
-    check_count("limit", count)
+    after_version = check_count("after_version", after_version)
+    count = check_count("limit", count)
 
     def function(snapshot: Snapshot) -> Sequence[RecordedEvent]:
         stream = snapshot.find_stream(key)
@@ -88,9 +88,10 @@ def page_of_log(store: EventStore, after: int, whose: Filter = Filter()) -> LogP
     """The next events of the log behind a position. Blocks for one read.
 
     Raises:
+        InvalidInput: (a ValueError) a position below zero, or above 2**63 - 1.
         CorruptEvent, UnknownEvent: one cannot be read.
     """
-    return store.snapshot(partial(_page, after, whose))
+    return store.snapshot(partial(_page, check_count("after", after), whose))
 
 
 def _page(after: int, whose: Filter, snapshot: Snapshot) -> LogPage:
@@ -115,9 +116,10 @@ def tail(
     of the log, whichever process appended them. Ended where the caller ends, or `stopping` says so.
 
     Raises:
-        InvalidInput: a name or an id that cannot be.
+        InvalidInput: (a ValueError) a name, an id, a count or a position that cannot be.
         CorruptEvent, UnknownEvent: an event cannot be read.
     """
+    last = check_count("last", last)
     for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
         if name is not None:
             check_identifier(what, name)

@@ -192,15 +192,16 @@ class ReadTransaction(Reads):
         def ask(sql: str, *more: Any) -> Any:
             return self.connection.execute(sql, (*names, *more), binary=True)
 
+        last = None if window.last is None else min(window.last, _END)
         found = ask(self._q["find_stream"])
         rows = {name: ask(table.of_key) for name, table in tables.items()}
         events = None
         if window.since is not None:
-            events = ask(self._q["load_since"], window.since, window.last)
-        elif window.last is None:
+            events = ask(self._q["load_since"], window.since, last)
+        elif last is None:
             events = ask(self._q["load_all"])
-        elif window.last > 0:
-            events = ask(self._q["load_tail"], window.last)
+        elif last > 0:
+            events = ask(self._q["load_tail"], last)
         self.finish()
         if (row := found.fetchone()) is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from adk_adapter import (
     StaleSessionError,
     StoredEvent,
 )
-from eventstore import InvalidInput, MaintenanceRunning
-from projections import UsageProjection, retention
+from eventstore import InvalidInput, MaintenanceRunning, open_store
+from projections import BUILT_IN, UsageProjection, retention, tail
 
 
 def said(text: str, **delta: Any) -> Event:
@@ -91,9 +91,13 @@ async def test_events_in_pages(
     assert await versions(after_version=2, limit=4) == [3, 4, 5, 6]
     assert await versions(limit=0) == await versions(after_version=9) == []
     assert await versions(after_version=99) == []
-    for wrong in ({"after_version": -1}, {"limit": -1}):
-        with pytest.raises(InvalidInput):
-            await versions(**wrong)
+    assert await versions(after_version=True, limit=True) == [2]
+    assert await versions(after_version=2**63 - 1) == []
+    assert await versions(after_version=7, limit=2**63 - 1) == [8, 9]
+    for number in (-1, 2**63, 2**64):
+        for wrong in ({"after_version": number}, {"limit": number}):
+            with pytest.raises(InvalidInput):
+                await versions(**wrong)
     with pytest.raises(SessionNotFoundError):
         _ = [each async for each in service.iter_events("app", "ada", "none")]
 
@@ -173,6 +177,16 @@ async def test_the_log_as_it_grows(service: DatabaseSessionService, target: str)
     ]
     rest = [s async for s in service.tail_events(session_id="new", after=0, follow=False)]
     assert [each.version for each in rest] == [1, 2, 3]
+    rest = [s async for s in service.tail_events("app", after=True, follow=False)]
+    assert [each.session_id for each in rest] == ["new", "new", "new", "before"]
+    for wrong in (-1, 2**63, 2**64):
+        with pytest.raises(InvalidInput):
+            await anext(service.tail_events(after=wrong))
+    with closing(open_store(target, BUILT_IN)) as store:
+        assert len(list(tail(store, last=2**63 - 1))) == 6
+        for options in ({"last": 2**63}, {"last": -1}, {"after": 2**63}, {"after": -1}):
+            with pytest.raises(InvalidInput):
+                next(tail(store, **options))
     task = asyncio.create_task(anext(service.tail_events("app")))
     await asyncio.sleep(0.05)
     task.cancel()

@@ -549,6 +549,18 @@ async def test_merging_brings_the_live_session_up_to_date(target: str) -> None:
         assert loaded._storage_update_marker == second._storage_update_marker
 
 
+async def test_a_count_that_no_database_holds_is_all(service: DatabaseSessionService) -> None:
+    session = await service.create_session("a", "u", "s")
+    for n in range(3):
+        await service.append_event(session, said(f"{n}"))
+    for count in (2**63 - 1, 2**63, 2**64, 10**40):
+        for since in (None, 0.5):
+            config = GetSessionConfig(num_recent_events=count, after_timestamp=since)
+            loaded = await service.get_session("a", "u", "s", config)
+            assert loaded is not None
+            assert loaded.events == session.events
+
+
 async def test_merging_into_a_filtered_session_adds_what_came_after_it(target: str) -> None:
     async with DatabaseSessionService(target, on_stale="merge") as service:
         first = await service.create_session("a", "u", "s")
