@@ -362,6 +362,9 @@ def _end_all(store: EventStore, user_id: str, app_name: str | None) -> int:
 
     def function(transaction: MaintenanceTransaction) -> bool:
         nonlocal keys
+        # Who may not remove what follows is to hear of it before anything is ended.
+        with transaction.maintenance(EventType.ERASED.value):
+            pass
         live = [f.stream for f in transaction.streams_of_user(user_id, app_name) if f.live]
         sessions = [stream for stream in live if stream.key.kind is StreamKind.SESSION]
         for stream in sessions[:_TOMBSTONES_PER_TRANSACTION]:

@@ -269,8 +269,8 @@ def translate(address: Address, error: BaseException) -> BaseException:
             return PathUnusable(
                 shown,
                 "lets this role do less than it needs",
-                "Grant it what docs/postgresql.md says. What makes tables anew, as "
-                "rebuild-projections and migrate do, is for the role that owns the schema.",
+                "Grant it what docs/postgresql.md says. What makes tables anew or removes events, "
+                "and an import of a whole log, is for the role that owns the schema.",
             )
     kind = state[:2]
     if kind in ("53", "58", "XX"):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from adk_adapter import DatabaseSessionService
+from adk_adapter.cli import main
 from eventstore import (
     Cursor,
     DeleteOwner,
@@ -53,7 +55,6 @@ from projections import (
     vacuum,
     verify,
 )
-from projections.cli import main
 from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
 from tests.places import query
@@ -215,51 +216,113 @@ async def _delete(store: EventStore, name: str) -> None:
 # Roles.
 
 
-def test_a_role_that_may_only_add(postgres: Place) -> None:
-    """The rights that docs/postgresql.md gives a service are enough for one, and no more."""
+@pytest.fixture
+def adding(postgres: Place) -> Iterator[str]:
+    """A new schema as a role has it that got the rights of docs/postgresql.md."""
     role = f"role_{postgres.schema}"
     open_store(postgres.target, BUILT_IN).close()
     grants = _documented_grants().replace("adk_eventstore", postgres.schema)
     grants = grants.replace("adk_service", role)
     query(postgres.target, f"CREATE ROLE {role} LOGIN", *filter(str.strip, grants.split(";")))
-    try:
-        theirs = f"{postgres.target.replace('//postgres@', f'//{role}@')}"
-        with closing(open_store(theirs, BUILT_IN)) as store:
-            asyncio.run(fill(store))
-            asyncio.run(_delete(store, "session"))
-            asyncio.run(fill(store))
-            assert verify(store, BUILT_IN).clean
-            with pytest.raises(PathUnusable, match="lets this role do less"):
-                scavenge(store, BUILT_IN)
-            with pytest.raises(PathUnusable, match="lets this role do less"):
-                store.rewrite()
-        for statement in (
-            "DELETE FROM events",
-            "UPDATE events SET author = 'x'",
-            "TRUNCATE events",
-            "INSERT INTO maintenance VALUES (1, 'x')",
-            "DROP TRIGGER events_no_change ON events",
-            "CREATE TABLE mine (n integer)",
+    yield with_user(postgres, role).replace(":@", "@")
+    query(postgres.target, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_a_role_that_may_only_add(postgres: Place, adding: str) -> None:
+    """The rights that docs/postgresql.md gives a service are enough for one, and no more."""
+    with closing(open_store(adding, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        asyncio.run(_delete(store, "session"))
+        asyncio.run(fill(store))
+        assert verify(store, BUILT_IN).clean
+        with pytest.raises(PathUnusable, match="lets this role do less"):
+            scavenge(store, BUILT_IN)
+        with pytest.raises(PathUnusable, match="lets this role do less"):
+            store.rewrite()
+    for statement in (
+        "DELETE FROM events",
+        "UPDATE events SET author = 'x'",
+        "TRUNCATE events",
+        "INSERT INTO maintenance VALUES (1, 'x')",
+        "DROP TRIGGER events_no_change ON events",
+        "CREATE TABLE mine (n integer)",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            query(adding, statement)
+    # A rebuild by somebody who may keeps the rights on the new tables.
+    with closing(open_store(postgres.target, BUILT_IN)) as store:
+        rebuild(store, BUILT_IN)
+        assert scavenge(store, BUILT_IN).sessions == 1
+    with closing(open_store(adding, BUILT_IN)) as store:
+        asyncio.run(fill(store, session("after")))
+        # Somebody else's projection is not read, so it need not be granted.
+        with closing(open_store(postgres.target, BUILT_IN)) as owned:
+            run(owned, [UsageProjection()])
+        assert list_sessions(store, "app").sessions
+
+
+def ends(target: str, *arguments: str) -> tuple[int, bool]:
+    """How a command ends, and whether it says that it is for the owner."""
+    result = CliRunner().invoke(main, [*arguments, "--db", target])
+    return result.exit_code, "for the role that owns the schema" in result.output
+
+
+def test_which_commands_that_role_may_run(postgres: Place, adding: str, tmp_path: Path) -> None:
+    """As docs/postgresql.md says; and of what it may not run no half is done either."""
+    with closing(open_store(adding, BUILT_IN)) as store:
+        for name in ("session", "deleted", "kept"):
+            asyncio.run(fill(store, session(name)))
+        before = query(postgres.target, "SELECT count(*) FROM events")
+        for refused in (
+            ["rebuild-projections"],
+            ["projections", "run", "usage"],
+            ["purge", "--older-than", "1d", "--yes"],
+            ["erase-user", "user", "--yes"],
+            ["vacuum", "--rewrite", "--yes"],
         ):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                query(theirs, statement)
-        # A rebuild by somebody who may keeps the rights on the new tables.
-        with closing(open_store(postgres.target, BUILT_IN)) as store:
-            rebuild(store, BUILT_IN)
-            assert scavenge(store, BUILT_IN).sessions == 1
-        with closing(open_store(theirs, BUILT_IN)) as store:
-            asyncio.run(fill(store, session("after")))
-            # Somebody else's projection is not read, so it need not be granted.
-            with closing(open_store(postgres.target, BUILT_IN)) as owned:
-                run(owned, [UsageProjection()])
-            assert list_sessions(store, "app").sessions
-    finally:
-        query(postgres.target, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+            assert ends(adding, *refused) == (2, True), refused
+        assert query(postgres.target, "SELECT count(*) FROM events") == before
+        role = f"role_{postgres.schema}"
+        assert ends(postgres.target, "projections", "run", "usage")[0] == 0
+        query(postgres.target, f"GRANT SELECT, INSERT, UPDATE, DELETE ON usage TO {role}")
+        query(postgres.target, "UPDATE state SET state_value = '7' WHERE state_key = 'n'")
+        for done in (
+            ["rebuild-projections", "--dry-run"],
+            ["rebuild-projections", "--app", "app"],
+            ["verify"],
+            ["sessions", "title", "session", "a title"],
+            ["sessions", "delete", "deleted", "--yes"],
+            ["events", "tail"],
+            ["stats"],
+            ["doctor"],
+            ["projections", "run", "usage"],
+            ["usage"],
+            ["purge", "--older-than", "1d", "--dry-run"],
+            ["erase-user", "user", "--dry-run"],
+            ["vacuum", "--dry-run"],
+            ["export", str(tmp_path / "log.jsonl")],
+        ):
+            assert ends(adding, *done)[0] == 0, done
+        for refused in (["projections", "drop", "usage", "--yes"], ["vacuum", "--yes"]):
+            assert ends(adding, *refused) == (2, True), refused
+
+
+def test_that_role_takes_in_sessions_and_no_whole_log(adding: str, tmp_path: Path) -> None:
+    file = tmp_path / "sessions.sqlite3"
+    with closing(open_store(file, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+    whole, part = str(tmp_path / "whole.jsonl"), str(tmp_path / "part.jsonl")
+    assert ends(str(file), "export", whole)[0] == 0
+    assert ends(str(file), "export", part, "--app", "app")[0] == 0
+    assert ends(adding, "import", whole) == (2, True)
+    assert CliRunner().invoke(main, ["copy", str(file), adding]).exit_code == 2
+    assert ends(adding, "import", part)[0] == 0
+    with closing(open_store(adding, BUILT_IN)) as store:
+        assert store.stats()["sessions"] == 1
+        assert verify(store, BUILT_IN).clean
 
 
 def _documented_grants() -> str:
-    from pathlib import Path
-
     page = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text()
     (block,) = [b for b in page.split("```")[1::2] if "GRANT" in b]
     return "\n".join(
