@@ -32,7 +32,16 @@ from eventstore.location import is_server, resolve
 from eventstore.postgres.address import Address, parse_url
 from eventstore.postgres.arrays import register
 
-__all__ = ["Connect", "Connection", "Connector", "is_broken", "is_lost", "sever", "translate"]
+__all__ = [
+    "Connect",
+    "Connection",
+    "Connector",
+    "is_broken",
+    "is_lost",
+    "leads_to_standby",
+    "sever",
+    "translate",
+]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -207,6 +216,11 @@ def _is_read_only(error: psycopg.Error) -> bool:
     # To a standby a transaction that writes is a feature it does not have, like many others; what
     # refuses it is the check of a setting.
     return error.sqlstate == "0A000" and error.diag.source_function == "call_bool_check_hook"
+
+
+def leads_to_standby(connection: Connection) -> bool:
+    """Whether the server says that it follows another one: what is read there may be old."""
+    return connection.info.parameter_status("in_hot_standby") == "on"
 
 
 def sever(connection: Connection) -> None:

@@ -35,6 +35,7 @@ from eventstore.postgres.connection import (
     Connector,
     is_broken,
     is_lost,
+    leads_to_standby,
     sever,
     translate,
 )
@@ -283,6 +284,8 @@ class Engine:
                 and not connection.closed
                 and not self._stopping
                 and len(self._idle) < _IDLE_MAX
+                # Behind the same address there may be a primary again, and nothing cuts this one.
+                and not leads_to_standby(connection)
             ):
                 self._idle.append(connection)
                 return

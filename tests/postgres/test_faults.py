@@ -200,6 +200,37 @@ async def test_a_way_that_leads_to_a_standby_for_a_while(pair: tuple[Server, Ser
             assert [each.id for each in session.events] == ["s/1"]
 
 
+async def test_nor_do_reads_stay_with_it(pair: tuple[Server, Server]) -> None:
+    primary, replica = pair
+    place = Place(primary.url(), "staying")
+    with relay(primary.url()) as way:
+        async with DatabaseSessionService(way.url(place.target)) as service:
+            session = await service.create_session(APP, USER, "s")
+            await service.append_event(session, event("s/1"))
+
+            async def look() -> set[str]:
+                """What several see who look at once, each through a connection of its own."""
+                calls = (service.get_session(APP, USER, "s") for _ in range(9))
+                found = [each for each in await asyncio.gather(*calls) if each is not None]
+                pages = await service.list_sessions_page(APP)
+                assert len(found) == len(pages.sessions) * 9
+                seen = {each.events[-1].id for each in found}
+                return seen | {str(info.events) for info in pages.sessions}
+
+            caught_up = "SELECT 1 FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()"
+            await _until(lambda: bool(execute(primary.url(), caught_up)))
+            execute(replica.url(), "SELECT pg_wal_replay_pause()")
+            try:
+                way.lead_to(replica.url())
+                way.cut()
+                assert await look() == {"s/1", "2"}
+                way.lead_to(primary.url())  # and nothing cuts what still leads to the standby
+                await service.append_event(session, event("s/2"))
+                assert await look() == {"s/2", "3"}
+            finally:
+                execute(replica.url(), "SELECT pg_wal_replay_resume()")
+
+
 async def test_a_lost_commit_is_looked_for_past_a_standby(
     pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
