@@ -160,27 +160,16 @@ async def append(store: EventStore, name: str, delta: Any) -> None:
     await store.append(session(name), new_event(delta=delta), cursor)
 
 
-@pytest.mark.usefixtures("_patient")
-def test_an_event_that_draws_first_and_commits_second(postgres: Place) -> None:
-    """The known bad schedule: A draws its position, B writes the same key and would commit first.
+Two = tuple[EventStore, EventStore]
 
-    B waits for A's lock on the app before it draws, so the rows are as a rebuild makes them.
-    """
+
+@pytest.fixture
+def two(postgres: Place) -> Iterator[Two]:
+    """What two processes have open: a log with the sessions "a" and "b"."""
     with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
         for name in ("a", "b"):
             asyncio.run(_create(store, name))
-        with events_locked(postgres):
-            first = in_thread(lambda: append(store, "a", {"app": {"k": "a"}}))
-            until(lambda: waiting(postgres, "events") == 1)
-            second = in_thread(lambda: append(other, "b", {"app": {"k": "b"}}))
-            until(lambda: waiting(postgres, "streams") == 1)
-        first.join()
-        second.join()
-        before = rows(store)
-        assert [row[1:3] for row in before["state"]] == [("k", '"b"')]
-        rebuild(store, BUILT_IN)
-        assert rows(store) == before
-        assert verify(store, BUILT_IN).clean
+        yield store, other
 
 
 async def _create(store: EventStore, name: str) -> None:
@@ -188,53 +177,70 @@ async def _create(store: EventStore, name: str) -> None:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_sessions_that_share_no_key_do_not_wait_for_each_other(postgres: Place) -> None:
-    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
-        for name in ("a", "b"):
-            asyncio.run(_create(store, name))
-        with psycopg.connect(postgres.url) as holder:
-            lock = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'a' FOR UPDATE"
-            holder.execute(lock.encode())
-            first = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
-            until(lambda: waiting(postgres, "streams") == 1)
-            asyncio.run(append(other, "b", {"session": {"k": 1}}))
-        first.join()
+def test_an_event_that_draws_first_and_commits_second(postgres: Place, two: Two) -> None:
+    """The known bad schedule: A draws its position, B writes the same key and would commit first.
+
+    B waits for A's lock on the app before it draws, so the rows are as a rebuild makes them.
+    """
+    store, other = two
+    with events_locked(postgres):
+        first = in_thread(lambda: append(store, "a", {"app": {"k": "a"}}))
+        until(lambda: waiting(postgres, "events") == 1)
+        second = in_thread(lambda: append(other, "b", {"app": {"k": "b"}}))
+        until(lambda: waiting(postgres, "streams") == 1)
+    first.join()
+    second.join()
+    before = rows(store)
+    assert [row[1:3] for row in before["state"]] == [("k", '"b"')]
+    rebuild(store, BUILT_IN)
+    assert rows(store) == before
+    assert verify(store, BUILT_IN).clean
 
 
 @pytest.mark.usefixtures("_patient")
-def test_readers_of_the_log_wait_for_what_is_under_way_below(postgres: Place) -> None:
+def test_sessions_that_share_no_key_do_not_wait_for_each_other(postgres: Place, two: Two) -> None:
+    store, other = two
+    with psycopg.connect(postgres.url) as holder:
+        lock = f"SELECT 1 FROM {postgres.schema}.streams WHERE session_id = 'a' FOR UPDATE"
+        holder.execute(lock.encode())
+        first = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
+        until(lambda: waiting(postgres, "streams") == 1)
+        asyncio.run(append(other, "b", {"session": {"k": 1}}))
+    first.join()
+
+
+@pytest.mark.usefixtures("_patient")
+def test_readers_of_the_log_wait_for_what_is_under_way_below(postgres: Place, two: Two) -> None:
     """A draws its position first and commits last: until then nobody reads what is behind it.
 
     B has the older transaction id and the later position. So neither an order by transaction ids,
     nor the oldest one under way, would have kept a reader from passing over A.
     """
-    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
-        for name in ("a", "b"):
-            asyncio.run(_create(store, name))
+    store, other = two
+    run(store, FOLLOWING)
+    with psycopg.connect(postgres.url) as holder:
+        row = "FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id"
+        of_a = f"SELECT 1 {row} WHERE s.session_id = 'a' FOR UPDATE OF t"
+        holder.execute(of_a.format(postgres.schema).encode())
+        with psycopg.connect(postgres.url) as early:
+            of_b = f"SELECT 1 {row} WHERE s.session_id = 'b' FOR UPDATE OF s"
+            early.execute(of_b.format(postgres.schema).encode())
+            # B locks the app's row, which gives it a transaction id, and waits for its own.
+            b = in_thread(lambda: append(other, "b", {"session": {"k": 1}, "app": {"k": 1}}))
+            until(lambda: waiting(postgres, "streams") == 1)
+            # A draws its position, inserts its event, and waits behind that.
+            a = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
+            until(lambda: waiting(postgres, '"sessions"') == 1)
+        b.join()  # it is committed
+        assert store.snapshot(lambda s: s.head()) == 2
+        assert store.snapshot(lambda s: [e.position for e in s.read_all(0, 9, 9)]) == [1, 2, 4]
         run(store, FOLLOWING)
-        with psycopg.connect(postgres.url) as holder:
-            row = "FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id"
-            of_a = f"SELECT 1 {row} WHERE s.session_id = 'a' FOR UPDATE OF t"
-            holder.execute(of_a.format(postgres.schema).encode())
-            with psycopg.connect(postgres.url) as early:
-                of_b = f"SELECT 1 {row} WHERE s.session_id = 'b' FOR UPDATE OF s"
-                early.execute(of_b.format(postgres.schema).encode())
-                # B locks the app's row, which gives it a transaction id, and waits for its own.
-                b = in_thread(lambda: append(other, "b", {"session": {"k": 1}, "app": {"k": 1}}))
-                until(lambda: waiting(postgres, "streams") == 1)
-                # A draws its position, inserts its event, and waits behind that.
-                a = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
-                until(lambda: waiting(postgres, '"sessions"') == 1)
-            b.join()  # it is committed
-            assert store.snapshot(lambda s: s.head()) == 2
-            assert store.snapshot(lambda s: [e.position for e in s.read_all(0, 9, 9)]) == [1, 2, 4]
-            run(store, FOLLOWING)
-            assert _count(store) == 2
-        a.join()
-        assert store.snapshot(lambda s: s.head()) == 4
-        run(store, FOLLOWING)
-        assert _count(store) == 4
-        assert verify(store, BUILT_IN, FOLLOWING).clean
+        assert _count(store) == 2
+    a.join()
+    assert store.snapshot(lambda s: s.head()) == 4
+    run(store, FOLLOWING)
+    assert _count(store) == 4
+    assert verify(store, BUILT_IN, FOLLOWING).clean
 
 
 def _count(store: EventStore) -> int:
@@ -312,46 +318,48 @@ def test_a_snapshot_shows_the_tables_it_began_with(postgres: Place) -> None:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_beside_a_writer_the_log_is_exported_whole(postgres: Place, tmp_path: Path) -> None:
+def test_beside_a_writer_the_log_is_exported_whole(
+    postgres: Place, two: Two, tmp_path: Path
+) -> None:
     """Events are there behind a position that may still come: streams say so, and have them."""
-    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
-        for name in ("a", "b"):
-            asyncio.run(_create(store, name))
-        with _first_position_drawn_by(postgres, store, "a"):
-            asyncio.run(append(other, "b", {"session": {"k": 1}}))
-            assert store.snapshot(lambda s: s.head()) == 2
-            done = export_log(store, tmp_path / "log.jsonl")
-        assert done.events == 3
-        taken = import_log(tmp_path / "log.jsonl", tmp_path / "new.db", BUILT_IN)
-        assert taken.root == done.root
+    store, other = two
+    with _a_draws_first_and_b_is_there(postgres, store, other):
+        assert store.snapshot(lambda s: s.head()) == 2
+        done = export_log(store, tmp_path / "log.jsonl")
+    assert done.events == 3
+    taken = import_log(tmp_path / "log.jsonl", tmp_path / "new.db", BUILT_IN)
+    assert taken.root == done.root
 
 
 @pytest.mark.usefixtures("_patient")
-def test_the_end_of_the_log_goes_on_without_saying_a_thing_twice(postgres: Place) -> None:
-    with closing(open_store(postgres.target, BUILT_IN)) as store, second_process(postgres) as other:
-        for name in ("a", "b"):
-            asyncio.run(_create(store, name))
-        with _first_position_drawn_by(postgres, store, "a"):
-            asyncio.run(append(other, "b", {"session": {"k": 1}}))
-            events = tail(store, last=2, follow=True)
-            seen = [next(events).position, next(events).position]
-        seen += [next(events).position, next(events).position]
-        assert seen == [1, 2, 3, 4]
-        whose = Filter(session_id="b")
-        assert [event.position for event in tail(store, whose)] == [2, 4]
+def test_the_end_of_the_log_goes_on_without_saying_a_thing_twice(postgres: Place, two: Two) -> None:
+    store, other = two
+    with _a_draws_first_and_b_is_there(postgres, store, other):
+        events = tail(store, last=2, follow=True)
+        seen = [next(events).position, next(events).position]
+    seen += [next(events).position, next(events).position]
+    assert seen == [1, 2, 3, 4]
+    whose = Filter(session_id="b")
+    assert [event.position for event in tail(store, whose)] == [2, 4]
 
 
 @contextmanager
-def _first_position_drawn_by(place: Place, store: EventStore, name: str) -> Iterator[None]:
-    """An append to a session has drawn its position, and is committed only behind the block."""
+def _a_draws_first_and_b_is_there(
+    place: Place, store: EventStore, other: EventStore
+) -> Iterator[None]:
+    """An append to "a" has drawn its position, and is committed only behind the block.
+
+    One to "b", which drew the next position, is committed.
+    """
     with psycopg.connect(place.url) as holder:
-        of_it = (
+        of_a = (
             "SELECT 1 FROM {0}.streams AS s JOIN {0}.sessions AS t ON t.stream_id = s.id "
-            f"WHERE s.session_id = '{name}' FOR UPDATE OF t"
+            "WHERE s.session_id = 'a' FOR UPDATE OF t"
         )
-        holder.execute(of_it.format(place.schema).encode())
-        late = in_thread(lambda: append(store, name, {"session": {"k": 1}}))
+        holder.execute(of_a.format(place.schema).encode())
+        late = in_thread(lambda: append(store, "a", {"session": {"k": 1}}))
         until(lambda: waiting(place, '"sessions"') == 1)
+        asyncio.run(append(other, "b", {"session": {"k": 1}}))
         yield
     late.join()
 
