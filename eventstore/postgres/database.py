@@ -286,7 +286,7 @@ def _run(connection: Connection, script: str) -> None:
 
 
 def _create_schema(connection: Connection, schema: str) -> str:
-    """What makes a schema that is missing. To make one that is there takes a right of its own."""
+    """What makes a schema that is missing. With IF NOT EXISTS the right to is always asked for."""
     row = connection.execute("SELECT to_regnamespace($1) IS NULL", (schema,)).fetchone()
     return f"CREATE SCHEMA {schema};\n" if row and row[0] else ""
 
@@ -296,7 +296,8 @@ def _scripts(
 ) -> list[tuple[int, str]]:
     """What brings a schema from a version to the newest: each version with its SQL.
 
-    All in one transaction, which `create` begins; a new schema's projections come last.
+    All for one transaction. `create` makes the schema, where it is missing; the tables of a new
+    one's projections come last.
     """
     scripts = migrations(schema, partitions)
     found = []
