@@ -36,7 +36,16 @@ from eventstore.projection import is_table_name
 from projections.folding import failed
 from projections.rebuild import Progress, clear_away, rebuild
 
-__all__ = ["Follower", "Status", "catch_up", "drop", "require_running", "run", "status"]
+__all__ = [
+    "Follower",
+    "Status",
+    "catch_up",
+    "drop",
+    "require_running",
+    "run",
+    "status",
+    "status_in",
+]
 
 _EVENTS_PER_TRANSACTION: Final = 200
 _NEVER_BUILT: Final = -1
@@ -64,12 +73,13 @@ class Status(NamedTuple):
 
 def status(store: EventStore) -> list[Status]:
     """Every projection the database keeps rows of. Blocks for one read."""
+    return store.snapshot(status_in)
 
-    def function(snapshot: Snapshot) -> list[Status]:
-        head = snapshot.head()
-        return [_status(name, row, head) for name, row in snapshot.registered().items()]
 
-    return store.snapshot(function)
+def status_in(snapshot: Snapshot) -> list[Status]:
+    """Every projection the database keeps rows of, as a snapshot has it."""
+    head = snapshot.head()
+    return [_status(name, row, head) for name, row in snapshot.registered().items()]
 
 
 def _status(name: str, row: Registered, head: int) -> Status:

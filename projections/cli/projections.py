@@ -15,12 +15,10 @@ from eventstore import (
     EventStore,
     MaintenanceRunning,
     Projection,
-    Registered,
-    Snapshot,
     StoreBusy,
 )
 from projections import installed
-from projections.asynchronous import drop, run
+from projections.asynchronous import Status, drop, run, status_in
 from projections.cli.base import (
     Command,
     CommandFailed,
@@ -194,10 +192,11 @@ def _views(projection: Projection | None) -> list[str]:
 
 def _shown(store: EventStore, here: Known, names: Sequence[str] | None = None) -> Report:
     """How the projections stand, all or those with some names."""
-    head, registered = store.snapshot(_standing)
+    head, found = store.snapshot(lambda s: (s.head(), status_in(s)))
+    standing = {each.projection: each for each in found}
     rows = [
-        _facts(name, registered.get(name), here, head)
-        for name in sorted({*registered, *here.by_name})
+        _facts(name, standing.get(name), here)
+        for name in sorted({*standing, *here.by_name})
         if names is None or name in names
     ]
     stopped = any(row["state"] == "stopped" for row in rows)
@@ -205,44 +204,34 @@ def _shown(store: EventStore, here: Known, names: Sequence[str] | None = None) -
     return Report(document, [f"{store.path}: head {head}", *_table(rows)], 1 if stopped else 0)
 
 
-def _standing(snapshot: Snapshot) -> tuple[int, Mapping[str, Registered]]:
-    return snapshot.head(), snapshot.registered()
-
-
-def _facts(name: str, row: Registered | None, here: Known, head: int) -> dict[str, Any]:
+def _facts(name: str, stands: Status | None, here: Known) -> dict[str, Any]:
     projection = here.by_name.get(name)
-    if row is None:
-        inline, checkpoint = projection in here.inline, None
-    else:
-        inline = row.checkpoint is None
-        checkpoint = head if row.checkpoint is None else max(row.checkpoint, 0)
+    inline = projection in here.inline if stands is None else stands.inline
     return {
         "name": name,
         "kind": "inline" if inline else "asynchronous",
-        "version": None if row is None else row.version,
+        "version": None if stands is None else stands.version,
         "version_here": None if projection is None else projection.version,
-        "checkpoint": checkpoint,
-        "lag": None if checkpoint is None else max(head - checkpoint, 0),
+        "checkpoint": None if stands is None else stands.checkpoint,
+        "lag": None if stands is None else stands.lag,
         "state": "off"
-        if row is None and projection in here.optional
-        else _state(row, projection, head),
-        "stopped_at": None if row is None else row.failed_at,
-        "reason": None if row is None else row.failure,
+        if stands is None and projection in here.optional
+        else _state(stands, projection),
+        "stopped_at": None if stands is None else stands.failed_at,
+        "reason": None if stands is None else stands.failure,
     }
 
 
-def _state(row: Registered | None, projection: Projection | None, head: int) -> str:
-    if row is None:
+def _state(stands: Status | None, projection: Projection | None) -> str:
+    if stands is None:
         return "not built"
-    if row.failed_at is not None:
+    if stands.failed_at is not None:
         return "stopped"
     if projection is None:
         return "not installed here"
-    if row.version != projection.version:
-        return "older version" if row.version < projection.version else "newer version"
-    if row.checkpoint is not None and row.checkpoint < head:
-        return "behind"
-    return "up to date"
+    if stands.version != projection.version:
+        return "older version" if stands.version < projection.version else "newer version"
+    return "behind" if stands.lag else "up to date"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
