@@ -236,10 +236,10 @@ class CorruptEvent(EventStoreError):
 
 
 class CorruptRow(EventStoreError):
-    """A row of a projection that cannot be read; the log can make it anew."""
+    """A row that cannot be read; the log can make one of a projection anew."""
 
-    def __init__(self, table: str, reason: str) -> None:
-        super().__init__(f"A row of {table} {reason}. Run: rebuild-projections")
+    def __init__(self, table: str, reason: str, remedy: str = "Run: rebuild-projections") -> None:
+        super().__init__(f"A row of {table} {reason}. {remedy}")
         self.table = table
         self.reason = reason
 

@@ -6,7 +6,8 @@ A backend's queries.sql holds the statements; how they are executed is its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from eventstore.errors import CorruptEvent, StreamNotFound
@@ -19,6 +20,17 @@ __all__ = ["Reads"]
 
 class Reads(ABC):
     """Reads of one consistent snapshot. See eventstore.store.Snapshot for what they promise."""
+
+    _as_it_stands = False
+
+    @contextmanager
+    def as_it_stands(self) -> Iterator[None]:
+        """Lets rows of the log and of tables be read, while it lasts, whatever they hold."""
+        before, self._as_it_stands = self._as_it_stands, True
+        try:
+            yield
+        finally:
+            self._as_it_stands = before
 
     @abstractmethod
     def head(self) -> int:
@@ -59,15 +71,18 @@ class Reads(ABC):
         return streams
 
     def _find_streams(self, ids: Iterable[int]) -> dict[int, Stream]:
-        return {row[0]: stream_of(row) for row in self._all("get_streams", self._list(ids))}
+        rows = self._all("get_streams", self._list(ids))
+        return {row[0]: stream_of(row, as_it_stands=self._as_it_stands) for row in rows}
 
     def get_facts(self, ids: Iterable[int]) -> dict[int, StreamFacts]:
         """Rows of `streams` by their ids, as far as they are there."""
-        return {row[0]: facts_of(row) for row in self._all("get_facts", self._list(ids))}
+        rows = self._all("get_facts", self._list(ids))
+        return {row[0]: facts_of(row, as_it_stands=self._as_it_stands) for row in rows}
 
     def stream_facts(self, after: int, count: int) -> list[StreamFacts]:
         """Up to `count` rows of `streams` behind id `after`, whole."""
-        return [facts_of(row) for row in self._all("streams_from", after, count)]
+        rows = self._all("streams_from", after, count)
+        return [facts_of(row, as_it_stands=self._as_it_stands) for row in rows]
 
     def streams_of_app(self, app_name: str) -> list[Stream]:
         """Every stream of an app whose events are in the log, deleted sessions' included."""

@@ -48,18 +48,25 @@ ROW_CHANGED: Final = "the row of its stream is damaged, which `verify --fix` may
 SYSTEM: Final = StreamKey(StreamKind.SYSTEM)
 
 
-def stream_of(row: Sequence[Any]) -> Stream:
-    """A stream from its row: id, key, user and app stream, version, conversation version, chain."""
+def stream_of(row: Sequence[Any], *, as_it_stands: bool = False) -> Stream:
+    """A stream from its row: id, key, user and app stream, version, conversation version, chain.
+
+    Raises:
+        CorruptEvent: its kind is none, and it is not wanted as it stands.
+    """
+    kind = row[1]
     try:
-        key = StreamKey(StreamKind(row[1]), row[2], row[3], row[4])
+        kind = StreamKind(kind)
     except ValueError:
-        raise CorruptEvent(f"stream {row[0]}", 0, 0, ROW_CHANGED) from None
-    return Stream(row[0], key, *row[5:])
+        if not as_it_stands:
+            raise CorruptEvent(f"stream {row[0]}", 0, 0, ROW_CHANGED) from None
+    return Stream(row[0], StreamKey(kind, row[2], row[3], row[4]), *row[5:])
 
 
-def facts_of(row: Sequence[Any]) -> StreamFacts:
-    """A stream, whether it is live, and its nonce, from a whole row."""
-    return StreamFacts(stream_of(row[:10]), bool(row[10]), row[11])
+def facts_of(row: Sequence[Any], *, as_it_stands: bool = False) -> StreamFacts:
+    """A stream, whether it is live, and its nonce, from a whole row. Raises as `stream_of`."""
+    stream = stream_of(row[:10], as_it_stands=as_it_stands)
+    return StreamFacts(stream, bool(row[10]), row[11])
 
 
 def recorded(stream: Stream, row: Sequence[Any], codecs: Mapping[int, str]) -> RecordedEvent:

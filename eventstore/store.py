@@ -176,6 +176,13 @@ class Finding(NamedTuple):
 class Snapshot(Protocol):
     """Reads of one consistent state of the database, whole or in pages."""
 
+    def as_it_stands(self) -> AbstractContextManager[None]:
+        """While it lasts, `read_log`, facts and tables are read whatever their rows hold.
+
+        For whoever looks for damage: a kind may be none, a value of any type, and text that is no
+        UTF-8 has lone surrogates in its place, so that it equals no text that was stored.
+        """
+
     def head(self) -> int:
         """The position of the last event, 0 in an empty log."""
 

@@ -92,6 +92,8 @@ class Verified:
     unchecked: dict[str, str] = field(default_factory=dict)
     scavenged_since_anchor: int = 0
     fixed: list[str] = field(default_factory=list)
+    fixable: bool = True
+    """Whether all that differs in the rows of streams and of tables can be made anew."""
     anchor: Anchor | None = None
 
     @property
@@ -144,7 +146,7 @@ def verify(
             stack.enter_context(closing(folding.table))
         verification.run(progress)
     report = verification.report
-    if fix and report.drifted and report.log_is_whole and verification.streams_can_be_right:
+    if fix and report.drifted and report.log_is_whole and report.fixable:
         _fix(store, verification, inline, asynchronous, progress)
     return report
 
@@ -230,8 +232,6 @@ class _Verification:
     ) -> None:
         self.report = Verified(store.path)
         self.right_streams: list[StreamFacts] = []
-        self.streams_can_be_right = True
-        """Whether `right_streams` are all that differ."""
         self._store = store
         self._since = since
         self._against = against
@@ -298,11 +298,12 @@ class _Verification:
 
     def _page(self, after: int, upto: int, snapshot: Snapshot) -> int:
         """Checks and folds the next events; returns the position reached."""
-        logged = snapshot.read_log(after, upto, _PAGE_EVENTS)
-        new = {each.event.stream.id for each in logged} - self._heads.keys()
-        facts = snapshot.get_facts(new)
-        for each in logged:
-            self._check(each, facts, snapshot)
+        with snapshot.as_it_stands():
+            logged = snapshot.read_log(after, upto, _PAGE_EVENTS)
+            new = {each.event.stream.id for each in logged} - self._heads.keys()
+            facts = snapshot.get_facts(new)
+            for each in logged:
+                self._check(each, facts, snapshot)
         return logged[-1].event.position if logged else upto
 
     def _check(
@@ -327,12 +328,11 @@ class _Verification:
             problems.append("does not fit the hash chain: a field of it, or of one before, differs")
         for problem in problems:
             self._add("events", event.stream, problem, event)
-        conversation = (
-            event.version if event.type in CONVERSATION_TYPES else head.conversation_version
-        )
-        deleted = head.deleted or event.type == EventType.SESSION_DELETED
         # From here on by what is stored, so that one damaged event is one difference.
-        self._heads[stream_id] = _Head(event.version, conversation, logged.chain, deleted)
+        version = event.version if isinstance(event.version, int) else head.version + 1
+        conversation = version if event.type in CONVERSATION_TYPES else head.conversation_version
+        deleted = head.deleted or event.type == EventType.SESSION_DELETED
+        self._heads[stream_id] = _Head(version, conversation, logged.chain, deleted)
         self._compare_with_anchor(event, logged.chain)
         if problems:
             self._damaged.add(event.position)
@@ -341,12 +341,14 @@ class _Verification:
 
     def _begin(self, event: RecordedEvent, facts: StreamFacts | None, snapshot: Snapshot) -> _Head:
         """The head of a stream before the first event of it that is read."""
-        stream, before = event.stream, event.version - 1
+        stream, before = event.stream, 0
+        if isinstance(stream.id, int) and isinstance(event.version, int):
+            before = event.version - 1
         first = event
         if self._since and before:
-            position = snapshot.positions_of([stream])[0]
-            (logged,) = snapshot.read_log(position - 1, position, 1)
-            first = logged.event
+            for position in snapshot.positions_of([stream])[:1]:
+                (logged,) = snapshot.read_log(position - 1, position, 1)
+                first = logged.event
         key, nonce = _identity(first) or (stream.key, facts.nonce if facts else b"")
         if facts is None:
             self.report.add(Difference("streams", f"stream {stream.id}", "has no row"))
@@ -354,12 +356,14 @@ class _Verification:
         elif (facts.stream.key, facts.nonce) != (key, nonce):
             self._add("streams", stream, "names another stream than its first event", first)
             self._misnamed.add(stream.id)
+        elif not _is_sound(facts):  # which is told where rows are compared
+            self._misnamed.add(stream.id)
         if self._misnamed:
-            self.streams_can_be_right = False
+            self.report.fixable = False
         if self._since and before:
             link = snapshot.link_at(stream.id, before)
             return _Head(before if link else 0, 0, link or b"", deleted=False)
-        return _Head(0, 0, first_link(key, nonce), deleted=False)
+        return _Head(0, 0, _first_link(key, nonce), deleted=False)
 
     def _is_to_be_folded(self, event: RecordedEvent) -> bool:
         return event.position not in self._damaged and event.stream.id not in self._misnamed
@@ -382,6 +386,10 @@ class _Verification:
     # The comparison.
 
     def _finish(self, after: int, snapshot: Snapshot) -> None:
+        with snapshot.as_it_stands():
+            self._compare(after, snapshot)
+
+    def _compare(self, after: int, snapshot: Snapshot) -> None:
         self.report.head = head = snapshot.head()
         if self._since > head:
             # What a check before has seen, if it was one that gave the position, is gone.
@@ -484,6 +492,10 @@ class _Verification:
     def _compare_stream(self, facts: StreamFacts, owners: Mapping[StreamKey, int]) -> None:
         """Compares a row of `streams` with what the events of the stream say."""
         stream, key = facts.stream, facts.stream.key
+        if not _is_sound(facts):
+            self._add("streams", stream, "holds a value that its column cannot have")
+            self.report.fixable = False
+            return
         if not facts.nonce and not facts.live:
             return  # scavenged: its last version and link are all that is left
         problems = []
@@ -532,7 +544,7 @@ class _Verification:
             live = facts.live if self._since else not head.deleted
             self.right_streams.append(facts._replace(stream=right, live=live))
         elif problems:
-            self.streams_can_be_right = False
+            self.report.fixable = False
 
     def _compare_end_with_anchor(self, facts: StreamFacts) -> None:
         stream = facts.stream
@@ -563,9 +575,7 @@ class _Verification:
             return
         last: dict[tuple[str, object], Touched] = {}
         after, events = self._since, 0
-        while page := self._store.snapshot(
-            lambda s, after=after: s.read_log(after, self.report.head, _PAGE_EVENTS)  # type: ignore[misc]
-        ):
+        while page := self._store.snapshot(partial(self._read_again, after)):
             for projection in {projection for _, projection, _ in self._unexplained}:
                 wanted = {key for _, p, key in self._unexplained if p is projection}
                 _last_touches(projection, wanted, [each.event for each in page], last)
@@ -574,6 +584,10 @@ class _Verification:
         for place, projection, key in self._unexplained:
             touched = last.get((projection.name, key))
             self.report.differences[place] = self.report.differences[place]._replace(event=touched)
+
+    def _read_again(self, after: int, snapshot: Snapshot) -> Sequence[LoggedEvent]:
+        with snapshot.as_it_stands():
+            return snapshot.read_log(after, self.report.head, _PAGE_EVENTS)
 
 
 def _last_touches(
@@ -601,6 +615,29 @@ def _link_of(logged: LoggedEvent, before: bytes) -> bytes:
         return link_of(logged, before)
     except (AttributeError, TypeError, ValueError, struct.error):
         return b""  # in a damaged page a field may be of any type
+
+
+def _first_link(key: StreamKey, nonce: bytes) -> bytes:
+    try:
+        return first_link(key, nonce)
+    except (AttributeError, TypeError, ValueError):
+        return b""  # as above
+
+
+def _is_sound(facts: StreamFacts) -> bool:
+    """Whether the columns of a row of `streams` are of their types, as in any sound page."""
+    stream, key = facts.stream, facts.stream.key
+    numbers = stream.user_stream_id, stream.app_stream_id, stream.version
+    try:
+        "".join(key).encode()
+    except (TypeError, ValueError):
+        return False
+    return (
+        isinstance(key.kind, StreamKind)
+        and all(isinstance(n, int) for n in (*numbers, stream.conversation_version))
+        and isinstance(stream.chain, bytes)
+        and isinstance(facts.nonce, bytes)
+    )
 
 
 def _touched(event: RecordedEvent) -> Touched:
@@ -669,7 +706,7 @@ def _touched_pairs(
 
 
 def _row_name(key: Iterable[str], row: Row, snapshot: Snapshot) -> str:
-    owner = snapshot.get_facts([int(row[0])]).get(int(row[0]))
+    owner = snapshot.get_facts([row[0]]).get(row[0]) if isinstance(row[0], int) else None
     parts = [f"{name} {value!r}" for name, value in list(zip(key, row, strict=False))[1:]]
     name = f"stream {row[0]}" if owner is None else str(owner.stream.key)
     return ", ".join([name, *parts])

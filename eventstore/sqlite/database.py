@@ -30,7 +30,7 @@ from eventstore.projection import Projection
 from eventstore.sqlite import shadow
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
-from eventstore.sqlite.tables import create
+from eventstore.sqlite.tables import any_text, create
 
 __all__ = [
     "BUSY_TIMEOUT_S",
@@ -102,7 +102,11 @@ def translate(path: str, error: BaseException) -> BaseException:
     if not isinstance(error, sqlite3.Error):
         return error
     if "Could not decode to UTF-8" in str(error):  # the text goes on with the content
-        return CorruptRow("a projection or of the log", "holds text that is no UTF-8")
+        return CorruptRow(
+            "a projection or of the log",
+            "holds text that is no UTF-8",
+            "Find out which, and what to do: adk-eventstore verify",
+        )
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     name = getattr(error, "sqlite_errorname", "")
     match code:
@@ -362,7 +366,8 @@ def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) 
 
     A table that is not as its version made it is left to a rebuild.
     """
-    rows = connection.execute(QUERIES["registered_projections"]).fetchall()
+    with any_text(connection):
+        rows = connection.execute(QUERIES["registered_projections"]).fetchall()
     stored = {name: version for name, version, _, checkpoint, *_ in rows if checkpoint is None}
     for projection in projections:
         before = stored.get(projection.name, projection.version)
@@ -471,7 +476,8 @@ def _check_projections(
     folds: Mapping[str, tuple[str, str]],
 ) -> None:
     rebuild = _REBUILD.format(path=path)
-    registered = connection.execute(QUERIES["registered_projections"]).fetchall()
+    with any_text(connection):
+        registered = connection.execute(QUERIES["registered_projections"]).fetchall()
     active = {
         name: version for name, version, _, checkpoint, *_ in registered if checkpoint is None
     }

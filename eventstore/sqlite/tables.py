@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import lru_cache
 
 from eventstore.changes import Add, Change, Delete, Put, Row, Update
@@ -13,6 +13,7 @@ from eventstore.projection import Projection
 
 __all__ = [
     "ProjectionTable",
+    "any_text",
     "check_definition",
     "create",
     "create_table",
@@ -22,6 +23,17 @@ __all__ = [
 ]
 
 _TYPES = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
+
+
+@contextmanager
+def any_text(connection: sqlite3.Connection) -> Iterator[None]:
+    """Has text that is no UTF-8 read, while it lasts, with lone surrogates for what is none."""
+    before = connection.text_factory
+    connection.text_factory = lambda stored: stored.decode(errors="surrogateescape")
+    try:
+        yield
+    finally:
+        connection.text_factory = before
 
 
 def create_table(projection: Projection, name: str | None = None) -> str:
@@ -161,10 +173,17 @@ class ProjectionTable:
 
     def page(self, connection: sqlite3.Connection, after: Row | None, count: int) -> list[Row]:
         """Up to `count` whole rows behind a key, in key order."""
-        key = ", ".join(self._key)
-        where = "" if after is None else f"WHERE ({key}) > ({', '.join('?' for _ in self._key)}) "
+        key, where = ", ".join(self._key), ""
+        if after is not None:
+            # Also behind a text that is no UTF-8, of which the row was read by `any_text`.
+            marks = ["CAST(? AS TEXT)" if isinstance(value, str) else "?" for value in after]
+            where = f"WHERE ({key}) > ({', '.join(marks)}) "
+        stored = [
+            value.encode(errors="surrogateescape") if isinstance(value, str) else value
+            for value in after or ()
+        ]
         return connection.execute(
-            f"{self._select} {where}ORDER BY {key} LIMIT ?", (*(after or ()), count)
+            f"{self._select} {where}ORDER BY {key} LIMIT ?", (*stored, count)
         ).fetchall()
 
     def indexed_page(

@@ -53,8 +53,8 @@ from eventstore.records import (
 )
 from eventstore.sqlite import shadow
 from eventstore.sqlite.queries import QUERIES
-from eventstore.sqlite.tables import ProjectionTable
-from eventstore.store import LoggedEvent, StreamFacts
+from eventstore.sqlite.tables import ProjectionTable, any_text
+from eventstore.store import LoggedEvent, Registered, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
 __all__ = ["Known", "ReadTransaction", "TooLong", "WriteTransaction"]
@@ -122,7 +122,19 @@ class ReadTransaction(Reads):
         return self.connection.execute(_Q[name], parameters).fetchone()
 
     def _list(self, numbers: Iterable[int]) -> str:
-        return json.dumps(list(numbers))
+        # In a damaged page an id may be of any type: there is none of those.
+        return json.dumps([number for number in numbers if isinstance(number, int)])
+
+    @contextmanager
+    def as_it_stands(self) -> Iterator[None]:
+        """Lets rows of the log and of tables be read, while it lasts, whatever they hold."""
+        with super().as_it_stands(), any_text(self.connection):
+            yield
+
+    def registered(self) -> dict[str, Registered]:
+        """The projections this database keeps rows of, by name."""
+        with any_text(self.connection):
+            return super().registered()
 
     def _codecs_of(self, ids: Iterable[int]) -> dict[int, str]:
         return dict(self._all("codecs"))

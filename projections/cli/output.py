@@ -28,13 +28,15 @@ def as_json(document: Mapping[str, object]) -> str:
 
 
 def plain(values: Mapping[str, object] | None) -> dict[str, object] | None:
-    """A row for a JSON document; an infinity, which JSON has not, is a string."""
+    """A row for a JSON document; infinities and bytes, which JSON has not, are strings."""
     if values is None:
         return None
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
+    foreign = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
+    return str(value) if foreign else value
 
 
 def columns(rows: Iterable[Sequence[str]], *, indent: str = "") -> list[str]:

@@ -27,6 +27,9 @@ from projections.verify import Difference, Touched, Verified, verify
 
 __all__ = ["verify_log"]
 
+_REMEDY: Final = (
+    "Restore the file from a backup, or save what can be saved of it: adk-eventstore recover."
+)
 _LOG: Final = {"events", "anchor", "file"}
 """What Difference calls tables, and are none that could be made anew."""
 
@@ -201,17 +204,15 @@ def _lines(verified: Verified, since: int | None, fix: bool) -> Iterator[str]:
 
 
 def _verdict(verified: Verified, fix: bool) -> str:
+    fixed = "Nothing was fixed. " if fix and not verified.fixed else ""
     if not verified.log_is_whole:
         damaged = ", ".join(table for table in verified.drifted if table in _LOG)
-        fixed = " Nothing was fixed." if fix else ""
         return (
-            f"The log itself is damaged ({damaged}), and nothing can be made anew from it.{fixed} "
-            "Restore the file from a backup."
+            f"The log itself is damaged ({damaged}), and nothing can be made anew from it. "
+            f"{fixed}{_REMEDY}"
         )
-    if fix and not verified.fixed:
-        return (
-            "Nothing was fixed: what differs cannot be made anew. Restore the file from a backup."
-        )
+    if fixed or not verified.fixable:
+        return f"Not all that differs can be made anew. {fixed}{_REMEDY}"
     if not verified.fixed:
         return "The log is whole. Make the tables anew: adk-eventstore verify --fix"
     left = [table for table in verified.drifted if table not in verified.fixed]
@@ -242,7 +243,8 @@ def _event(event: Touched) -> str:
     author = f", author {printable(event.author)}" if event.author else ""
     invocation = f", invocation {printable(event.invocation_id)}" if event.invocation_id else ""
     return (
-        f"event at position {event.position}, version {event.version}, {event.type}"
+        f"event at position {event.position}, version {printable(event.version)}, "
+        f"{printable(event.type)}"
         f"{author}{invocation}"
     )
 
@@ -253,7 +255,7 @@ def _difference(difference: Difference) -> dict[str, object]:
         **difference._asdict(),
         "stored": plain(difference.stored),
         "expected": plain(difference.expected),
-        "event": None if event is None else event._asdict(),
+        "event": None if event is None else plain(event._asdict()),
     }
 
 

@@ -272,7 +272,7 @@ async def test_a_row_that_is_no_text_is_named_without_its_content(
 ) -> None:
     await store.create(SESSION, created(session={"k": "secret"}))
     sql(database, "UPDATE state SET state_value = CAST(x'22736563726574ff22' AS TEXT)")
-    with pytest.raises(CorruptRow, match="rebuild-projections") as raised:
+    with pytest.raises(CorruptRow, match="adk-eventstore verify") as raised:
         await store.load(SESSION, Window(), bool)
     assert "secret" not in str(raised.value)
 

@@ -79,29 +79,29 @@ def pages(path: Path) -> dict[str, list[int]]:
     return found
 
 
-def tamper(path: Path, statement: str) -> None:
-    """Changes the log as a damaged page does: neither types, indexes nor triggers refuse it."""
+def tamper(path: Path, statement: str, table: str = "events") -> None:
+    """Changes a table as a damaged page does: neither types, indexes nor triggers refuse it."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         schema = connection.execute(
-            "SELECT rowid, * FROM sqlite_schema WHERE tbl_name = 'events'"
+            "SELECT rowid, * FROM sqlite_schema WHERE tbl_name = ?", (table,)
         ).fetchall()
         connection.execute(
-            "DELETE FROM sqlite_schema WHERE tbl_name = 'events' AND name <> 'events'"
+            "DELETE FROM sqlite_schema WHERE tbl_name = ? AND name <> ?", (table, table)
         )
         columns = ", ".join(
-            ["position INTEGER PRIMARY KEY"]
-            + [row[1] for row in connection.execute("PRAGMA table_info(events)").fetchall()[1:]]
+            f"{name} INTEGER PRIMARY KEY" if key and kind == "INTEGER" else name
+            for _, name, kind, _, _, key in connection.execute(f"PRAGMA table_info({table})")
         )
         connection.execute(
-            "UPDATE sqlite_schema SET sql = ? WHERE name = 'events'",
-            (f"CREATE TABLE events ({columns})",),
+            "UPDATE sqlite_schema SET sql = ? WHERE name = ?",
+            (f"CREATE TABLE {table} ({columns})", table),
         )
         connection.commit()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
+        assert connection.execute(statement).rowcount > 0
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'events'")
+        connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = ?", (table,))
         marks = ", ".join("?" * len(schema[0]))
         connection.executemany(
             "INSERT INTO sqlite_schema (rowid, type, name, tbl_name, rootpage, sql) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from google.adk.sessions import Session
 from google.adk.sessions.base_session_service import GetSessionConfig
 
 from adk_adapter import DatabaseSessionService
+from adk_adapter.cli import main
 from eventstore import (
     CorruptEvent,
     DatabaseReplaced,
@@ -26,11 +29,13 @@ from eventstore import (
     ForeignDatabase,
     NotADatabase,
     PathUnusable,
+    ProjectionMissing,
     SchemaTooNew,
     StoreUnusable,
     open_store,
 )
 from projections import BUILT_IN, verify
+from projections.cli import rebuild_projections
 from tests.hostile.databases import DELETED, LIVE, PAGE, SECRET, pages, said, tamper
 
 ALL = [(f"app{n % 2}", f"u{n % 3}", f"s{n}") for n in range(8)]
@@ -465,6 +470,80 @@ def test_verify_names_an_event_with_a_column_of_another_type(bad: Path, change: 
     assert differences[0].event is not None
     assert differences[0].event.position == 100
     assert "does not fit the hash chain" in differences[0].problem
+
+
+NO_UTF8 = "CAST(x'ff41' AS TEXT)"
+
+
+@pytest.mark.parametrize("value", [NO_UTF8, "'none'", "x'ff'", "NULL", "1.5"])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("streams", "kind"),
+        ("streams", "user_id"),
+        ("streams", "app_stream_id"),
+        ("streams", "version"),
+        ("streams", "nonce"),
+        ("events", "stream_id"),
+        ("events", "version"),
+        ("events", "type"),
+        ("events", "author"),
+        ("events", "codec"),
+        ("codecs", "fingerprint"),
+    ],
+)
+def test_verify_names_whatever_a_damaged_row_of_the_log_holds(
+    bad: Path, table: str, column: str, value: str
+) -> None:
+    row = {
+        "streams": "session_id = 's4'",
+        "events": "position = 100",
+        "codecs": "fingerprint > ''",
+    }[table]
+    tamper(bad, f"UPDATE {table} SET {column} = {value} WHERE {row}", table)
+    for options in ((), ("--since", "90"), ("--fix", "--yes")):
+        done = verified(bad, *options)
+        assert done.exit_code == 1, done.output
+        found = json.loads(done.stdout)
+        assert found["drifted"].keys() & {"streams", "events"}
+        assert not found["fixed"]
+        shown = verified(bad, *options, form="table")
+        assert shown.exit_code == 1
+        assert "backup" in shown.stdout.splitlines()[-1]
+        assert "adk-eventstore recover" in shown.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("state", ["state_key", "state_value"])
+def test_verify_makes_rows_anew_that_are_no_utf8(bad: Path, state: str) -> None:
+    with closing(sqlite3.connect(bad, isolation_level=None)) as connection:
+        connection.execute(
+            f"UPDATE state SET {state} = {NO_UTF8} WHERE (owner_id, state_key) = "
+            "(SELECT owner_id, state_key FROM state ORDER BY 1 DESC, 2 DESC)"
+        )
+    assert json.loads(verified(bad).stdout)["drifted"].keys() == {"state"}
+    assert verified(bad, "--fix", "--yes").exit_code == 0
+    assert verified(bad).exit_code == 0
+
+
+@pytest.mark.parametrize("value", [NO_UTF8, "'none'", "x'ff'", "NULL", "1.5"])
+@pytest.mark.parametrize("column", ["version", "table_name", "checkpoint", "failed_at", "failure"])
+def test_what_is_noted_of_a_projection_is_made_anew_whatever_it_has_become(
+    bad: Path, column: str, value: str
+) -> None:
+    tamper(bad, f"UPDATE projections SET {column} = {value} WHERE name = 'state'", "projections")
+    assert verified(bad).exit_code in (0, 1)
+    try:
+        open_store(bad, BUILT_IN).close()
+    except ProjectionMissing as error:
+        assert "rebuild-projections" in str(error)
+    rebuilt = CliRunner().invoke(rebuild_projections, ["--db", str(bad)])
+    assert rebuilt.exit_code == 0, rebuilt.output
+    assert verified(bad).exit_code == 0
+
+
+def verified(path: Path, *options: str, form: str = "json") -> Result:
+    words = ["verify", "--db", str(path), "--format", form, *options]
+    return CliRunner().invoke(main, words, catch_exceptions=False)
 
 
 async def test_a_deleted_session_stays_deleted_whatever_is_damaged(bad: Path) -> None:
