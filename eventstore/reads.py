@@ -12,7 +12,7 @@ from typing import Any
 
 from eventstore.errors import CorruptEvent, StreamNotFound
 from eventstore.events import RecordedEvent, Stream, StreamKind
-from eventstore.records import SYSTEM, facts_of, recorded, stream_of
+from eventstore.records import SYSTEM, facts_of, proved, recorded, stream_of
 from eventstore.store import AppCounts, LoggedEvent, Registered, StreamFacts
 
 __all__ = ["Reads"]
@@ -90,7 +90,8 @@ class Reads(ABC):
 
     def streams_of_user(self, user_id: str, app_name: str | None = None) -> list[StreamFacts]:
         """A user's own streams and the sessions', deleted ones too while they have events."""
-        return [facts_of(row) for row in self._all("streams_of_user", user_id, app_name)]
+        rows = proved(self._all("streams_of_user", user_id, app_name))
+        return [facts_of((*row[:10], *row[11:])) for row in rows]
 
     def deleted_streams(self, count: int) -> list[Stream]:
         """Up to `count` streams that were closed and whose events were not scavenged yet.

@@ -35,6 +35,7 @@ __all__ = [
     "facts_of",
     "link_of",
     "owners_of",
+    "proved",
     "recorded",
     "seal",
     "stream_of",
@@ -61,6 +62,17 @@ def stream_of(row: Sequence[Any], *, as_it_stands: bool = False) -> Stream:
         if not as_it_stands:
             raise CorruptEvent(f"stream {row[0]}", 0, 0, ROW_CHANGED) from None
     return Stream(row[0], StreamKey(kind, row[2], row[3], row[4]), *row[5:])
+
+
+def proved(rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """Rows of streams, of which the column behind the chain says whether they are the right ones.
+
+    Raises:
+        CorruptEvent: one is not.
+    """
+    if damaged := [row[0] for row in rows if row[10] != 1]:
+        raise CorruptEvent(f"stream {damaged[0]}", 0, 0, ROW_CHANGED)
+    return rows
 
 
 def facts_of(row: Sequence[Any], *, as_it_stands: bool = False) -> StreamFacts:

@@ -267,13 +267,24 @@ WHERE live AND kind = 'session' AND session_id = $1
       AND ($2::text IS NULL OR app_name = $2) AND ($3::text IS NULL OR user_id = $3)
 ORDER BY app_name, user_id;
 
+-- What is erased is asked for here: what one row says must be so by the rows that it refers to, and
+-- a session is the user's by either.
 -- name: streams_of_user
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain, live, nonce
-FROM {s}.streams
-WHERE user_id = $1 AND kind IN ('session', 'user') AND nonce <> ''
-      AND ($2::text IS NULL OR app_name = $2)
-ORDER BY id;
+SELECT t.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.user_id = $1 AND a.kind = 'app' AND a.app_name = t.app_name
+       AND (t.kind = 'user'
+            OR t.kind = 'session' AND u.kind = 'user' AND u.user_id = $1 AND u.app_name = t.app_name),
+       t.live, t.nonce
+FROM {s}.streams AS t
+LEFT JOIN {s}.streams AS u ON u.id = t.user_stream_id
+LEFT JOIN {s}.streams AS a ON a.id = t.app_stream_id
+WHERE t.nonce <> ''
+      AND (t.user_id = $1 AND t.kind IN ('session', 'user') AND ($2::text IS NULL OR t.app_name = $2)
+           OR t.user_stream_id IN (SELECT o.id FROM {s}.streams AS o
+                                   WHERE o.user_id = $1 AND o.kind = 'user'
+                                         AND ($2::text IS NULL OR o.app_name = $2)))
+ORDER BY t.id;
 
 -- name: count_by_app
 SELECT app_name,

@@ -67,28 +67,43 @@ WITH RECURSIVE names (app_name) AS (
   SELECT (SELECT min(s.app_name) FROM streams AS s WHERE s.live = 1 AND s.app_name > n.app_name)
   FROM names AS n WHERE n.app_name IS NOT NULL
 )
-SELECT s.id, s.kind, s.app_name, s.user_id, s.session_id,
-       s.user_stream_id, s.app_stream_id, s.version, s.conversation_version, s.chain
-FROM names AS n JOIN streams AS s
-  ON s.app_name = n.app_name AND s.kind = 'app' AND s.user_id = '' AND s.session_id = ''
-     AND s.live = 1
-ORDER BY s.app_name;
+SELECT i.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.app_name = n.app_name AND t.kind = 'app'
+FROM names AS n
+JOIN streams AS i
+  ON i.app_name = n.app_name AND i.kind = 'app' AND i.user_id = '' AND i.session_id = ''
+     AND i.live = 1
+LEFT JOIN streams AS t ON t.id = i.id
+ORDER BY n.app_name;
 
+-- It looks at all streams, so it need not believe an index. The same below.
 -- name: find_sessions
 SELECT id, kind, app_name, user_id, session_id,
        user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
+FROM streams NOT INDEXED
 WHERE live = 1 AND kind = 'session' AND session_id = ?1
       AND (?2 IS NULL OR app_name = ?2) AND (?3 IS NULL OR user_id = ?3)
 ORDER BY app_name, user_id;
 
+-- What is erased is asked for here: what one row says must be so by the rows that it refers to, and
+-- a session is the user's by either.
 -- name: streams_of_user
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain, live, nonce
-FROM streams
-WHERE user_id = ?1 AND kind IN ('session', 'user') AND nonce <> x''
-      AND (?2 IS NULL OR app_name = ?2)
-ORDER BY id;
+SELECT t.id, t.kind, t.app_name, t.user_id, t.session_id,
+       t.user_stream_id, t.app_stream_id, t.version, t.conversation_version, t.chain,
+       t.user_id = ?1 AND a.kind = 'app' AND a.app_name = t.app_name
+       AND (t.kind = 'user'
+            OR t.kind = 'session' AND u.kind = 'user' AND u.user_id = ?1 AND u.app_name = t.app_name),
+       t.live, t.nonce
+FROM streams AS t NOT INDEXED
+LEFT JOIN streams AS u ON u.id = t.user_stream_id
+LEFT JOIN streams AS a ON a.id = t.app_stream_id
+WHERE t.nonce <> x''
+      AND (t.user_id = ?1 AND t.kind IN ('session', 'user') AND (?2 IS NULL OR t.app_name = ?2)
+           OR t.user_stream_id IN (SELECT id FROM streams NOT INDEXED
+                                   WHERE user_id = ?1 AND kind = 'user'
+                                         AND (?2 IS NULL OR app_name = ?2)))
+ORDER BY t.id;
 
 -- name: count_by_app
 SELECT app_name,
@@ -101,7 +116,7 @@ ORDER BY app_name;
 -- name: largest_streams
 SELECT id, kind, app_name, user_id, session_id,
        user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
+FROM streams NOT INDEXED
 WHERE live = 1 AND kind = 'session'
 ORDER BY version DESC, id
 LIMIT ?;
@@ -290,13 +305,8 @@ WHERE id IN (SELECT value FROM json_each(?));
 -- name: streams_of_app
 SELECT id, kind, app_name, user_id, session_id,
        user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE app_name = ?1 AND live = 1
-UNION ALL
-SELECT id, kind, app_name, user_id, session_id,
-       user_stream_id, app_stream_id, version, conversation_version, chain
-FROM streams
-WHERE app_name = ?1 AND live = 0 AND nonce <> x'';
+FROM streams NOT INDEXED
+WHERE app_name = ?1 AND nonce <> x'';
 
 -- name: streams_from
 SELECT id, kind, app_name, user_id, session_id,

@@ -46,6 +46,7 @@ from eventstore.records import (
     Sealed,
     check_begins,
     check_dense,
+    proved,
     recorded,
     seal,
     stream_of,
@@ -189,9 +190,11 @@ class ReadTransaction(Reads):
             rows = self._fetch("sessions_of_app", app_name)
         else:
             rows = self._fetch("sessions_of_user", app_name, user_id)
-        if damaged := [row[0] for row in rows if row[10] != 1]:
-            raise CorruptEvent(f"stream {damaged[0]}", 0, 0, ROW_CHANGED)
-        return [stream_of(row[:10]) for row in rows]
+        return [stream_of(row[:10]) for row in proved(rows)]
+
+    def apps(self) -> list[Stream]:
+        """The streams of all apps, by name."""
+        return [stream_of(row[:10]) for row in proved(self._all("apps"))]
 
     def rows(self, table: str, owners: Sequence[int]) -> list[Row]:
         """The rows of a projection table that belong to any of the streams, in key order."""

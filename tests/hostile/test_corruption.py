@@ -12,6 +12,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,44 @@ async def test_a_session_reached_by_a_damaged_index_is_not_served_to_another(
             ):
                 with pytest.raises(CorruptEvent, match="row of its stream"):
                     await attempt
+
+
+async def test_lists_do_not_believe_a_damaged_index(bad: Path) -> None:
+    with closing(sqlite3.connect(bad, isolation_level=None)) as connection:
+        rows = dict(connection.execute("SELECT session_id, id FROM streams WHERE live = 1"))
+        apps = dict(connection.execute("SELECT app_name, id FROM streams WHERE kind = 'app'"))
+    mine, theirs = rows["s4"], rows["s7"]
+    (leaf,) = pages(bad)["streams_live"]
+    content = bytearray(bad.read_bytes())
+    start = (leaf - 1) * PAGE
+    for name, there, other in (
+        (b"app0sessionu1s4", mine, theirs),
+        (b"app1app", apps["app1"], apps["app0"]),
+    ):
+        at = content.index(name + bytes([there]), start, start + PAGE)
+        content[at + len(name)] = other
+    bad.write_bytes(content)
+    with closing(open_store(bad, BUILT_IN)) as store:
+        assert [s.id for s in store.snapshot(lambda s: s.find_sessions("s4"))] == [mine]
+        largest = store.snapshot(lambda s: s.largest_streams(9))
+        assert sorted((s.key.session_id, s.id) for s in largest) == [
+            (name, rows[name]) for name in ("s3", "s4", "s5", "s6", "s7")
+        ]
+        ids = {s.id for s in store.snapshot(lambda s: s.streams_of_app("app0"))}
+        assert mine in ids
+        assert theirs not in ids
+    async with DatabaseSessionService(bad) as service:
+        for attempt in (
+            service.list_sessions_page(),
+            service.purge(older_than=timedelta(days=0)),
+        ):
+            with pytest.raises(CorruptEvent, match="row of its stream"):
+                await attempt
+    with closing(sqlite3.connect(bad)) as connection:
+        there = connection.execute(
+            "SELECT session_id FROM streams NOT INDEXED WHERE live"
+        ).fetchall()
+    assert {name for (name,) in there} == {"", "s3", "s4", "s5", "s6", "s7"}
 
 
 @pytest.mark.parametrize("column", ["user_stream_id", "app_stream_id"])

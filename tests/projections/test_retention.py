@@ -598,6 +598,23 @@ def test_what_no_event_says_was_deleted_is_not_removed(database: Path, how: str)
         assert asyncio.run(_count(store, "kept")) == 3
 
 
+@pytest.mark.parametrize(
+    "damage", ["user_id = 'bob'", "kind = 'app'", "user_stream_id = 99", "app_name = 'other'"]
+)
+def test_nobody_is_erased_by_a_damaged_row(target: str, damage: str) -> None:
+    with closing(open_store(target, BUILT_IN)) as store:
+        fill(store, session("hers", "ada"), session("his", "bob"))
+        before = query(target, "SELECT * FROM events")
+        query(target, f"UPDATE streams SET {damage} WHERE session_id = 'hers'")
+        if damage == "user_id = 'bob'":
+            with pytest.raises(CorruptEvent, match="row of its stream is damaged"):
+                erase_user(store, BUILT_IN, user_id="bob")
+        # Nor is it said that everything of hers is gone.
+        with pytest.raises(CorruptEvent, match="row of its stream is damaged"):
+            erase_user(store, BUILT_IN, user_id="ada")
+        assert query(target, "SELECT * FROM events") == before
+
+
 async def _two_sessions(path: Path) -> None:
     with closing(open_store(path, BUILT_IN)) as store:
         for name in ("kept", "ended"):
