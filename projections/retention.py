@@ -162,7 +162,7 @@ def purge(
 
     Raises:
         InvalidInput: (a ValueError) an age that can be none.
-        MaintenanceRunning, ProjectionMissing: as `scavenge`.
+        MaintenanceRunning, ProjectionMissing, CorruptRow: as `scavenge`.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
     cutoff = _cutoff(older_than, now)
@@ -321,6 +321,7 @@ def erase_user(
     Raises:
         InvalidInput: (a ValueError) no user has such an id.
         MaintenanceRunning, ProjectionMissing: as `scavenge`; nothing was erased.
+        CorruptRow: as `scavenge`; the user's sessions are ended.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
     check_identifier("user_id", user_id)

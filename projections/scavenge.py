@@ -28,6 +28,7 @@ import msgspec
 
 from eventstore import (
     CorruptEvent,
+    CorruptRow,
     Delete,
     DeleteOwner,
     EventStore,
@@ -98,6 +99,7 @@ def scavenge(
         MaintenanceRunning: a rebuild, a verification or another vacuum is under way.
         ProjectionMissing: an asynchronous projection is stopped, or this process does not have its
             code: it could never fold what would be removed.
+        CorruptRow: a row of the state would cost a key of a user or app its value.
         StorageFailed, StoreBusy: the step at hand was not done.
     """
     require_all(store, asynchronous)
@@ -280,20 +282,46 @@ def _stream_for(transaction: MaintenanceTransaction, owner: int) -> Stream:
 def _written_last(
     transaction: MaintenanceTransaction, stream: Stream, log: Iterable[RecordedEvent]
 ) -> dict[int, dict[str, str]]:
-    """The keys outside its own scope that a stream was the last to write, by owner, with values."""
-    last: dict[tuple[int, str], int] = {}
+    """The keys outside its own scope that a stream was the last to write, by owner, with values.
+
+    The values are those of the log. Who wrote last the rows know, and are asked for proof.
+
+    Raises:
+        CorruptRow: one says what is not in the log, so that the value would be lost.
+    """
+    last: dict[tuple[int, str], tuple[int, str]] = {}
     owners = stream.owners
     for event in log:
         if event.delta is not None:
             for scope, members in decode_members(event.delta, event.encoding).items():
                 if scope != "session":
-                    last.update(((owners[scope], key), event.position) for key in members)
+                    for key, value in members.items():
+                        last[owners[scope], key] = event.position, value
     values: dict[int, dict[str, str]] = {}
-    for (owner, key), position in last.items():
+    later: dict[Row, int] = {}
+    for (owner, key), (position, value) in last.items():
         row = transaction.row(_STATE, (owner, key))
         if row is not None and row[3] == position:
-            values.setdefault(owner, {})[key] = str(row[2])
+            values.setdefault(owner, {})[key] = value
+        elif row is not None and isinstance(row[3], int) and row[3] > position:
+            later[owner, key] = row[3]
+        elif not _is_ended_user(transaction, owner):
+            raise _not_as_in_the_log(key)
+    writers = transaction.read_positions(sorted(set(later.values())))
+    written = {
+        (event.position, change.key)
+        for event in writers
+        for change in _STATE.apply(event)
+        if isinstance(change, Put)
+    }
+    for row_key, position in later.items():
+        if (position, row_key) not in written:
+            raise _not_as_in_the_log(row_key[1])
     return values
+
+
+def _not_as_in_the_log(key: object) -> CorruptRow:
+    return CorruptRow("state", f"was written by another event than it says (key {key!r})")
 
 
 def _last_by_rows(transaction: MaintenanceTransaction, stream: Stream) -> dict[int, dict[str, str]]:

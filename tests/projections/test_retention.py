@@ -646,6 +646,35 @@ def test_a_damaged_row_of_a_session_purges_nothing(target: str, stream: str) -> 
         assert verify(store, BUILT_IN).clean
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE state SET state_value = '\"other\"' WHERE state_key = 'k'",
+        "UPDATE state SET position = 1 WHERE state_key = 'k'",
+        "UPDATE state SET position = 999 WHERE state_key = 'k'",
+        "UPDATE state SET position = (SELECT max(position) FROM events) WHERE state_key = 'k'",
+        "DELETE FROM state WHERE state_key = 'k'",
+    ],
+)
+def test_a_damaged_row_costs_no_key_its_value(target: str, damage: str) -> None:
+    async def fill(store: EventStore) -> None:
+        await store.create(session("first"), created(app={"k": "old"}))
+        made = (await store.create(session("ended"), created(app={"k": "mine"}))).stream
+        await store.append(session("ended"), new_event(), Cursor(made.id, 1))
+
+    with closing(open_store(target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        delete_session(store, session("ended"))
+        query(target, damage)
+        if "state_value" not in damage:
+            with pytest.raises(CorruptRow, match="rebuild-projections"):
+                vacuum(store, BUILT_IN)
+            assert verify(store, BUILT_IN, fix=True).clean
+        assert vacuum(store, BUILT_IN).sessions == 1
+        assert verify(store, BUILT_IN).clean
+        assert query(target, "SELECT state_value FROM state WHERE state_key = 'k'") == [('"mine"',)]
+
+
 def test_nobody_is_erased_whom_a_stopped_projection_has_not_folded(target: str) -> None:
     class Stopped(Projection):
         name = "stopped"
