@@ -21,7 +21,8 @@ from eventstore.events import (
     StreamKey,
     StreamKind,
 )
-from eventstore.store import Loaded, LoggedEvent, StreamFacts
+from eventstore.projection import Projection, is_table_name
+from eventstore.store import Loaded, LoggedEvent, Registered, StreamFacts
 from eventstore.upcasting import CURRENT, upcast
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "recorded",
     "seal",
     "stream_of",
+    "table_before",
     "unreadable",
     "with_identity",
     "with_rows",
@@ -79,6 +81,18 @@ def facts_of(row: Sequence[Any], *, as_it_stands: bool = False) -> StreamFacts:
     """A stream, whether it is live, and its nonce, from a whole row. Raises as `stream_of`."""
     stream = stream_of(row[:10], as_it_stands=as_it_stands)
     return StreamFacts(stream, bool(row[10]), row[11])
+
+
+def table_before(projection: Projection, registered: Mapping[str, Registered]) -> str | None:
+    """The table of an older version of a projection, where it had another name.
+
+    None where the database notes no such version, or the table as that of another projection too.
+    """
+    row = registered.get(projection.name)
+    if row is None or row.version >= projection.version or row.table == projection.table.name:
+        return None
+    others = {each.table for name, each in registered.items() if name != projection.name}
+    return row.table if is_table_name(row.table) and row.table not in others else None
 
 
 def recorded(stream: Stream, row: Sequence[Any], codecs: Mapping[int, str]) -> RecordedEvent:

@@ -85,6 +85,7 @@ def rebuild(
     """
     projections = (*inline, *asynchronous)
     with store.maintaining("rebuild"), ExitStack() as stack:
+        before = store.snapshot(lambda s: s.registered())
         for projection in projections:
             clear_away(store, projection.table.name)
             store.transact(partial(_make_shadow, projection), beside_writers=True)
@@ -104,6 +105,8 @@ def rebuild(
         events += _catch_up_and_cut_over(store, inline, asynchronous, head)
         for projection in projections:
             clear_away(store, projection.table.name)
+            if (row := before.get(projection.name)) is not None:  # it may have had another
+                clear_away(store, row.table)
     return [
         Rebuilt(projection.name, events, count)
         for projection, count in zip(projections, counts, strict=True)
@@ -127,8 +130,9 @@ def _catch_up_and_cut_over(
         page = read_page(projections, after, min(head, after + _EVENTS_PER_CUT_OVER), transaction)
         if page.last < head:
             return False
-        # In the order of their tables, in which readers lock them.
-        for projection in sorted(projections, key=lambda p: p.table.name):
+        # In the order of the tables that are in use, in which readers lock them.
+        tables = {name: row.table for name, row in transaction.registered().items()}
+        for projection in sorted(projections, key=lambda p: tables.get(p.name, p.table.name)):
             transaction.apply_to_shadow(projection, page.changes(projection))
             transaction.cut_over(projection, None if projection in inline else head)
         events += page.count

@@ -103,8 +103,16 @@ def make(connection: Connection, schema: str, projection: Projection) -> None:
             _log.warning("index %s does not fit the new table %s", index, live)
 
 
-def swap(connection: Connection, schema: str, projection: Projection) -> None:
-    """Puts the shadow in the live table's place; part of a transaction of the caller's."""
+def swap(
+    connection: Connection, schema: str, projection: Projection, before: str | None = None
+) -> None:
+    """Puts the shadow in the live table's place; part of a transaction of the caller's.
+
+    `before` names the table of the version before, where that had another: it is dropped.
+
+    Raises:
+        SchemaAltered: something of a user's depends on that.
+    """
     live = projection.table.name
     _lock_alone(connection, schema, live)
     own = list(projection.views.get("postgresql", {}))
@@ -112,6 +120,9 @@ def swap(connection: Connection, schema: str, projection: Projection) -> None:
     view_grants = [grant for view in own for grant in _grants(connection, schema, view)]
     for view in own:
         connection.execute(f'DROP VIEW IF EXISTS {schema}."{view}"')
+    if before is not None:
+        _lock_alone(connection, schema, before)
+        _drop(connection, schema, before)
     if _exists(connection, schema, live):
         grants = _grants(connection, schema, live)
         views = _dependent_views(connection, schema, live)
@@ -221,16 +232,20 @@ def clear_away(connection: Connection, schema: str, name: str) -> bool:
     """
     for left in (_shadow(name), _retired(name)):
         if _exists(connection, schema, left):
-            try:
-                connection.execute(f'DROP TABLE {schema}."{left}"')
-            except psycopg.errors.DependentObjectsStillExist:
-                raise SchemaAltered(
-                    f"{schema}.{left}",
-                    "is out of use, and something that is not ours depends on it",
-                    "Drop that, or make it anew on the table in use.",
-                ) from None
+            _drop(connection, schema, left)
             return True
     return False
+
+
+def _drop(connection: Connection, schema: str, name: str) -> None:
+    try:
+        connection.execute(f'DROP TABLE IF EXISTS {schema}."{name}"')
+    except psycopg.errors.DependentObjectsStillExist:
+        raise SchemaAltered(
+            f"{schema}.{name}",
+            "is of no use any more, and something that is not ours depends on it",
+            "Drop that, or make it anew on the table in use.",
+        ) from None
 
 
 def _create_views(connection: Connection, schema: str, projection: Projection) -> None:

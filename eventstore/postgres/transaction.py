@@ -52,6 +52,7 @@ from eventstore.records import (
     recorded,
     seal,
     stream_of,
+    table_before,
     with_identity,
 )
 from eventstore.store import Loaded, LoggedEvent, StreamFacts, Window
@@ -636,7 +637,8 @@ class MaintenanceTransaction(ReadTransaction):
         """Puts the shadow in the place of the table, which is retired, and notes the projection."""
         # In the order of those who follow the log: the checkpoint, then the table.
         self.lock_checkpoint(projection)
-        shadow.swap(self.connection, self.schema, projection)
+        before = table_before(projection, self.registered())
+        shadow.swap(self.connection, self.schema, projection, before)
         self.register(projection, checkpoint)
 
     def clear_away(self, table: str, count: int) -> bool:

@@ -27,10 +27,12 @@ from eventstore.errors import (
     ValueNotStorable,
 )
 from eventstore.projection import Projection
+from eventstore.records import table_before
 from eventstore.sqlite import shadow
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
 from eventstore.sqlite.tables import any_text, create
+from eventstore.store import Registered
 
 __all__ = [
     "BUSY_TIMEOUT_S",
@@ -368,15 +370,18 @@ def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) 
     """
     with any_text(connection):
         rows = connection.execute(QUERIES["registered_projections"]).fetchall()
-    stored = {name: version for name, version, _, checkpoint, *_ in rows if checkpoint is None}
+    registered = {name: Registered(*rest) for name, *rest in rows}
     for projection in projections:
-        before = stored.get(projection.name, projection.version)
-        select = projection.upgrades.get("sqlite", {}).get(before)
-        if before >= projection.version or select is None:
+        row = registered.get(projection.name)
+        if row is None or row.checkpoint is not None or row.version >= projection.version:
+            continue
+        select = projection.upgrades.get("sqlite", {}).get(row.version)
+        if select is None:
             continue
         connection.execute("SAVEPOINT upgrade")
         try:
-            shadow.replace(connection, projection, select)
+            table = table_before(projection, registered)
+            shadow.replace(connection, projection, table, select)
             connection.execute(
                 QUERIES["register_projection"],
                 (projection.name, projection.version, projection.table.name, None),

@@ -63,10 +63,15 @@ def make(connection: sqlite3.Connection, projection: Projection) -> None:
     _copy_indexes(connection, projection)
 
 
-def swap(connection: sqlite3.Connection, projection: Projection) -> None:
-    """Puts the shadow in the live table's place; part of a transaction of the caller's."""
+def swap(connection: sqlite3.Connection, projection: Projection, before: str | None) -> None:
+    """Puts the shadow in the live table's place; part of a transaction of the caller's.
+
+    `before` names the table of the version before, where that had another: it is retired.
+    """
     live = projection.table.name
     drop_views(connection, projection)
+    if before is not None:
+        retire(connection, before)
     # For nearly always nothing: a user may have changed some since.
     _copy_indexes(connection, projection)
     wanted = _wanted_indexes(connection, projection)
@@ -83,16 +88,19 @@ def swap(connection: sqlite3.Connection, projection: Projection) -> None:
     create_views(connection, projection)
 
 
-def replace(connection: sqlite3.Connection, projection: Projection, select: str) -> None:
-    """Puts the rows of a statement in the live table's place; part of a transaction."""
+def replace(
+    connection: sqlite3.Connection, projection: Projection, before: str | None, select: str
+) -> None:
+    """Puts the rows of a statement in the live table's place; part of a transaction. As `swap`."""
     live = projection.table.name
     while clear_away(connection, live, sys.maxsize):
         pass
     make(connection, projection)
     connection.execute(f"INSERT INTO {_shadow(live)}\n{select}")
-    swap(connection, projection)
-    while clear_away(connection, live, sys.maxsize):
-        pass
+    swap(connection, projection, before)
+    for table_name in (live, before or live):
+        while clear_away(connection, table_name, sys.maxsize):
+            pass
 
 
 def retire(connection: sqlite3.Connection, name: str) -> None:

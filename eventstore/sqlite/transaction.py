@@ -50,6 +50,7 @@ from eventstore.records import (
     recorded,
     seal,
     stream_of,
+    table_before,
     with_identity,
 )
 from eventstore.sqlite import shadow
@@ -744,7 +745,7 @@ class WriteTransaction(ReadTransaction):
 
     def cut_over(self, projection: Projection, checkpoint: int | None) -> None:
         """Puts the shadow in the place of the table, which is retired, and notes the projection."""
-        shadow.swap(self.connection, projection)
+        shadow.swap(self.connection, projection, table_before(projection, self.registered()))
         self.register(projection, checkpoint)
 
     def clear_away(self, table: str, count: int) -> bool:

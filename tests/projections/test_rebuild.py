@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -574,6 +576,60 @@ def test_another_version_of_a_projection_takes_the_place_of_the_one_before(
         assert verify(store, second).clean
         assert [row[1:] for row in rows(store, second)["everything"]] == [("events", 7), ("row", 5)]
     open_store(target, second).close()
+    assert is_whole(target)
+
+
+class First(Everything):
+    """With an index and a view."""
+
+    name = "moving"
+    table = Everything.table._replace(name="moving", indexes={"moving_by_n": ("n",)})
+    views: ClassVar = {
+        kind: {"adk_moving": "SELECT n FROM moving"} for kind in ("sqlite", "postgresql")
+    }
+
+
+class Moved(First):
+    """A version that has its table elsewhere."""
+
+    version = 2
+    table = First.table._replace(name="another")
+    views: ClassVar = {
+        kind: {"adk_moving": "SELECT n FROM another"} for kind in ("sqlite", "postgresql")
+    }
+
+
+class MovedAtOnce(Moved):
+    upgrades: ClassVar = {"sqlite": {1: "SELECT * FROM moving"}}
+
+
+@pytest.mark.parametrize("how", ["inline", "asynchronous", "upgrade"])
+def test_a_table_that_has_another_name_now_takes_the_place_of_the_one_before(
+    target: str, how: str
+) -> None:
+    moved = MovedAtOnce() if how == "upgrade" else Moved()
+    followed = how == "asynchronous"
+    with closing(open_store(target, BUILT_IN if followed else (*BUILT_IN, First()))) as store:
+        asyncio.run(fill(store))
+        if followed:
+            run(store, (First(),))
+        query(target, "CREATE INDEX mine ON moving (said)")
+        before = query(target, "SELECT * FROM moving ORDER BY 1, 2")
+    inline = BUILT_IN if followed else (*BUILT_IN, moved)
+    with closing(open_store(target, inline, for_rebuild=True)) as store:
+        if followed:
+            run(store, (moved,))
+        elif how == "inline" or on_server(target):
+            rebuild(store, (moved,))
+        assert verify(store, inline, (moved,) if followed else ()).clean
+    open_store(target, inline).close()
+    assert query(target, "SELECT * FROM another ORDER BY 1, 2") == before
+    assert query(target, "SELECT n FROM adk_moving") == [(6,)]
+    with pytest.raises((sqlite3.OperationalError, psycopg.errors.UndefinedTable)):
+        query(target, "SELECT * FROM moving")
+    assert leftovers(target) == []
+    assert index_names(target) == {"moving_by_n"}
+    assert table_of(target, "moving_by_n") == "another"
     assert is_whole(target)
 
 
