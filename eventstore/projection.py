@@ -21,6 +21,7 @@ __all__ = [
     "BulkProjection",
     "Projection",
     "carried_over",
+    "carried_owners",
     "changes_of",
     "check_projection",
     "check_same",
@@ -55,8 +56,9 @@ class Projection(ABC):
     name to SQL. Tables are named without their schema. A view's name begins with `adk_`."""
     upgrades: ClassVar[Mapping[str, Mapping[int, str]]] = {}
     """SELECT statements that make this version's rows of an older version's table, exactly as a
-    rebuild would: dialect to that version to SQL. So a database is brought up to date when it is
-    opened. An inline projection without one asks for `rebuild-projections`."""
+    rebuild would, each for the owner that it had: dialect to that version to SQL. So a database is
+    brought up to date when it is opened, with what was carried over of sessions that are removed.
+    An inline projection without one asks for `rebuild-projections`."""
 
     _fits: ClassVar[bool] = False
     """Whether the changes are known to fit the table."""
@@ -170,6 +172,15 @@ def carried_over(
         data=data,
         encoding=encoding,
     )
+
+
+def carried_owners(projection: Projection, version: int, event: RecordedEvent) -> Iterator[int]:
+    """Whose rows an event carries over that some version of a projection has written."""
+    assert event.data is not None
+    body = decode(event.data, event.encoding)
+    if (body["projection"], body["version"]) == (projection.name, version):
+        for key, *_ in body["changes"]:
+            yield key if isinstance(key, int) else key[0]
 
 
 def _carried_changes(projection: Projection, event: RecordedEvent) -> Iterable[Change]:

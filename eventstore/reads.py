@@ -169,6 +169,10 @@ class Reads(ABC):
             for row in rows
         ]
 
+    def positions_carried_over(self) -> list[int]:
+        """The positions of all events that carry rows over, in order. Looks at all events."""
+        return [position for (position,) in self._all("positions_carried_over")]
+
     def content_sizes(self, after: int, count: int) -> list[tuple[int, int, int]]:
         """Position, stream id and bytes of content of up to `count` events behind a position."""
         return self._all("content_sizes", after, count)

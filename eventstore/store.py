@@ -309,6 +309,9 @@ class Snapshot(Protocol):
         Found by halving the log, so it is right where the clock of its writers did not go back.
         """
 
+    def positions_carried_over(self) -> Sequence[int]:
+        """The positions of all events that carry rows over, in order. Looks at all events."""
+
     def content_sizes(self, after: int, count: int) -> Sequence[tuple[int, int, int]]:
         """Position, stream id and bytes of content of up to `count` events behind a position."""
 

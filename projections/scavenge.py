@@ -43,9 +43,9 @@ from eventstore import (
     Snapshot,
     Stream,
     StreamKind,
-    carried_over,
     changes_of,
 )
+from eventstore.carrying import note_rows, owned_as_they_are, stream_for
 from eventstore.encoding import STRICT_JSON, decode_members, join_members
 from eventstore.records import ROW_CHANGED
 from projections.asynchronous import catch_up, run
@@ -229,11 +229,10 @@ def _carry_rows_over(
         if _is_ended_user(transaction, owner) and not transaction.owned_rows(projection, [owner]):
             continue
         if owner in emptied:
-            changes = _owned_as_they_are(transaction, projection, owner)
+            changes = owned_as_they_are(transaction, projection, owner)
         else:
             changes = [_as_it_is(transaction, projection, key) for key in touched[owner]]
-        new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
-        transaction.append(_stream_for(transaction, owner), new)
+        note_rows(transaction, projection, stream_for(transaction, owner), changes)
 
 
 def _carry_ends_over(
@@ -246,10 +245,9 @@ def _carry_ends_over(
     changes = [
         change
         for stream in streams
-        for change in _owned_as_they_are(transaction, projection, stream.id)
+        for change in owned_as_they_are(transaction, projection, stream.id)
     ]
-    new = carried_over(projection, changes, time.time(), uuid.uuid4().hex)
-    transaction.append(transaction.ensure_system_stream(), new)
+    note_rows(transaction, projection, transaction.ensure_system_stream(), changes)
 
 
 def _is_ended_user(transaction: MaintenanceTransaction, owner: int) -> bool:
@@ -263,20 +261,6 @@ def _as_it_is(
 ) -> Put | Delete:
     row = transaction.row(projection, key)
     return Delete(key) if row is None else Put(key, row[len(key) :])
-
-
-def _owned_as_they_are(
-    transaction: MaintenanceTransaction, projection: Projection, owner: int
-) -> list[Put | Delete | DeleteOwner]:
-    width = len(projection.table.key)
-    rows = transaction.owned_rows(projection, [owner])
-    return [DeleteOwner(owner), *(Put(row[:width], row[width:]) for row in rows)]
-
-
-def _stream_for(transaction: MaintenanceTransaction, owner: int) -> Stream:
-    """The stream to note an owner's rows on: its own, if it has one that stays."""
-    facts = transaction.get_facts([owner]).get(owner)
-    return facts.stream if facts and facts.live else transaction.ensure_system_stream()
 
 
 def _written_last(

@@ -11,7 +11,9 @@ from typing import Final
 
 import psycopg
 
+from eventstore.carrying import carry_anew
 from eventstore.errors import (
+    CorruptEvent,
     ForeignDatabase,
     InvalidProjection,
     MaintenanceRunning,
@@ -26,6 +28,7 @@ from eventstore.postgres.connection import Connection, translate
 from eventstore.postgres.locks import Locks
 from eventstore.postgres.queries import migrations, queries
 from eventstore.postgres.tables import create_indexes, create_table, create_views
+from eventstore.postgres.transaction import MaintenanceTransaction
 from eventstore.projection import Projection
 
 __all__ = [
@@ -216,8 +219,8 @@ def _upgrade(
 ) -> None:
     """Brings the tables of projections up to date that say how.
 
-    A table that is not as its version made it is left to a rebuild, and so is one that this role
-    cannot replace.
+    A table that is not as its version made it is left to a rebuild, and so are one that this role
+    cannot replace, and all where an event is damaged that carries rows over.
 
     Raises:
         MaintenanceRunning: something is to be done, and a rebuild or vacuum is under way.
@@ -236,19 +239,20 @@ def _upgrade(
             )
         hold_writers_off(connection, address, locks, "0")
         # Asked again: a rebuild may have ended just before the lock was free.
-        for projection, select in _upgrades(connection, address, projections):
+        for projection, version, select in _upgrades(connection, address, projections):
             try:
                 with connection.transaction():
                     shadow.replace(connection, address.schema, projection, select)
-                    connection.execute(
-                        q["register_projection"],
-                        (projection.name, projection.version, projection.table.name, None),
-                    )
+                    transaction = MaintenanceTransaction(connection, address.schema, {}, {})
+                    transaction.register(projection, None)
+                    carry_anew(transaction, projection, version)
+                    transaction.flush()
             except (
                 psycopg.ProgrammingError,
                 psycopg.DataError,
                 psycopg.IntegrityError,
                 psycopg.errors.DependentObjectsStillExist,
+                CorruptEvent,
                 SchemaAltered,
             ) as error:
                 _log.warning(
@@ -260,8 +264,8 @@ def _upgrade(
 
 def _upgrades(
     connection: Connection, address: Address, projections: Sequence[Projection]
-) -> list[tuple[Projection, str]]:
-    """The inline projections of older versions, each with the statement that makes its rows.
+) -> list[tuple[Projection, int, str]]:
+    """The inline projections of older versions: each with that, and what makes its rows.
 
     Those of which this role can replace the table.
     """
@@ -275,7 +279,7 @@ def _upgrades(
         if before >= projection.version or select is None:
             continue
         if shadow.may_replace(connection, address.schema, projection):
-            found.append((projection, select))
+            found.append((projection, before, select))
     return found
 
 

@@ -317,6 +317,9 @@ LIMIT $2;
 -- name: next_recorded_at
 SELECT position, recorded_at FROM {s}.events WHERE position >= $1 ORDER BY position LIMIT 1;
 
+-- name: positions_carried_over
+SELECT position FROM {s}.events WHERE type = 'carried_over' ORDER BY position;
+
 -- name: content_sizes
 SELECT position, stream_id, coalesce(octet_length(delta), 0) + coalesce(octet_length(data), 0)
 FROM {s}.events

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from eventstore import _platform
+from eventstore.carrying import carry_anew
 from eventstore.errors import (
+    CorruptEvent,
     CorruptRow,
     DatabaseReplaced,
     ForeignDatabase,
@@ -32,6 +34,7 @@ from eventstore.sqlite import shadow
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
 from eventstore.sqlite.tables import any_text, create
+from eventstore.sqlite.transaction import Known, WriteTransaction
 from eventstore.store import Registered
 
 __all__ = [
@@ -366,7 +369,8 @@ def _migrate(connection: sqlite3.Connection, path: str, projections: Sequence[Pr
 def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) -> None:
     """Brings the tables of projections up to date that say how; part of the migration.
 
-    A table that is not as its version made it is left to a rebuild.
+    A table that is not as its version made it is left to a rebuild, and so are all where an event
+    is damaged that carries rows over.
     """
     with any_text(connection):
         rows = connection.execute(QUERIES["registered_projections"]).fetchall()
@@ -382,18 +386,21 @@ def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) 
         try:
             table = table_before(projection, registered)
             shadow.replace(connection, projection, table, select)
-            connection.execute(
-                QUERIES["register_projection"],
-                (projection.name, projection.version, projection.table.name, None),
-            )
-        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
-            if error.sqlite_errorcode & 0xFF not in (
+            transaction = WriteTransaction(connection, {}, Known())
+            transaction.register(projection, None)
+            carry_anew(transaction, projection, row.version)
+        except (sqlite3.OperationalError, sqlite3.IntegrityError, CorruptEvent) as error:
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF not in (
                 sqlite3.SQLITE_ERROR,
                 sqlite3.SQLITE_CONSTRAINT,
             ):
                 raise
             connection.execute("ROLLBACK TO upgrade")
-            _log.warning("%s has to be rebuilt: its table is not as it was", projection.name)
+            _log.warning(
+                "%s has to be rebuilt: its table cannot be brought up to date (%s)",
+                projection.name,
+                type(error).__name__,
+            )
         connection.execute("RELEASE upgrade")
 
 

@@ -361,6 +361,9 @@ LIMIT ?1;
 -- name: next_recorded_at
 SELECT position, recorded_at FROM events WHERE position >= ? ORDER BY position LIMIT 1;
 
+-- name: positions_carried_over
+SELECT position FROM events WHERE type = 'carried_over' ORDER BY position;
+
 -- name: content_sizes
 SELECT position, stream_id,
        coalesce(length(CAST(delta AS BLOB)), 0) + coalesce(length(CAST(data AS BLOB)), 0)

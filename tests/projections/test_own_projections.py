@@ -54,12 +54,14 @@ from projections import (
     Status,
     UsageProjection,
     asynchronous,
+    delete_session,
     erase_user,
     rebuild,
     rebuild_scope,
     run,
     scavenge,
     status,
+    vacuum,
     verify,
 )
 from projections.asynchronous import drop
@@ -69,6 +71,7 @@ from tests.conftest import Place
 from tests.eventstore.events import SESSION, created, new_event, session
 from tests.fresh import run_python
 from tests.places import leftovers, query
+from tests.projections.logs import attack
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
@@ -260,6 +263,57 @@ class Words(Projection):
         if event.type == EventType.ADK_EVENT:
             for word in event.payload()["text"].split():
                 yield Add((event.stream.user_stream_id, word), {"times": 1})
+
+
+class WordsTwice(Words):
+    """With another column, which the older version's rows give."""
+
+    version = 2
+    table = Words.table._replace(columns={"times": "integer", "twice": "integer"})
+    select = "SELECT user_id, word, times, 2 * times FROM words"
+    upgrades: ClassVar = {"sqlite": {1: select}, "postgresql": {1: select}}
+
+    def apply(self, event: RecordedEvent) -> Iterable[Change]:
+        for change in super().apply(event):
+            assert isinstance(change, Add)
+            yield change._replace(columns={"times": 1, "twice": 2})
+
+
+def test_what_was_carried_over_is_brought_up_to_date_too(target: str) -> None:
+    mine, gone = session("mine"), session("gone")
+    now = [*BUILT_IN, WordsTwice()]
+    with closing(open_store(target, [*BUILT_IN, Words()])) as store:
+        asyncio.run(say(store, "a b", gone))
+        asyncio.run(say(store, "a", mine))
+        delete_session(store, gone)
+        assert vacuum(store, [*BUILT_IN, Words()]).sessions == 1
+        asyncio.run(say(store, "a", mine))
+    with closing(open_store(target, now)) as store:
+        upgraded = rows_of(store, WordsTwice())
+        assert [row[1:] for row in upgraded] == [("a", 3, 6), ("b", 1, 2)]
+        assert verify(store, now).clean
+        asyncio.run(say(store, "a", mine))
+        rebuild(store, now)
+        assert [row[1:] for row in rows_of(store, WordsTwice())] == [("a", 4, 8), ("b", 1, 2)]
+        # Again removed, and by the events of the version now.
+        delete_session(store, mine)
+        vacuum(store, now)
+        assert verify(store, now).clean
+        erase_user(store, now, user_id=mine.user_id)
+        assert rows_of(store, WordsTwice()) == []
+        assert verify(store, now).clean
+
+
+def test_a_damaged_event_that_carries_rows_over_is_left_to_a_rebuild(target: str) -> None:
+    with closing(open_store(target, [*BUILT_IN, Words()])) as store:
+        asyncio.run(say(store, "a b"))
+        delete_session(store, SESSION)
+        vacuum(store, [*BUILT_IN, Words()])
+    attack(target, "UPDATE events SET data = '{}' WHERE type = 'carried_over'")
+    with pytest.raises(ProjectionMissing, match="rebuild-projections"):
+        open_store(target, [*BUILT_IN, WordsTwice()])
+    with closing(open_store(target, [*BUILT_IN, Words()])) as store:
+        assert times(store, Words()) == {"a": 1, "b": 1}
 
 
 class Renamed(Words):
