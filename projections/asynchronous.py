@@ -210,14 +210,8 @@ def _build(
 
     Stopped, it has done nothing: the next one begins anew.
     """
-
-    def go_on(*reached: int) -> None:
-        if stopping():
-            raise InterruptedError
-        progress(*reached)
-
     try:
-        rebuild(store, (), (projection,), progress=go_on)
+        rebuild(store, (), (projection,), progress=progress, stopping=stopping)
     except InterruptedError:
         return False
     except ProjectionFailed as error:
@@ -389,7 +383,7 @@ class Follower:
     def stop(self) -> None:
         """Ends the thread after the step it is at; the next run goes on from there.
 
-        A build that it is at is given up, unless it has come to its end, and begins anew.
+        A build that it is at is given up, unless its table is in place, and begins anew.
         """
         self._stopping.set()
         if self._thread is not None and self._thread.is_alive():
@@ -399,7 +393,7 @@ class Follower:
     def paused(self) -> Iterator[None]:
         """Keeps the thread from working while it lasts: maintenance must not meet it building.
 
-        Waits for the step that the thread is at, or for the end of a build that has come to it.
+        Waits for the step that the thread is at.
         """
         if self._thread is None or not self._thread.is_alive():
             yield

@@ -70,14 +70,17 @@ def rebuild(
     asynchronous: Sequence[Projection] = (),
     *,
     progress: Progress = lambda *_: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[Rebuilt]:
     """Makes the tables of projections anew from the whole log, while others append.
 
     `inline` ones are kept up by every append from then on, `asynchronous` ones have a checkpoint
     where their rows stand. Blocks. Ended at any point, by an error or a signal, it has changed none
-    of the live tables. Memory is bounded, whatever the size of the log and the tables.
+    of the live tables. Memory is bounded, whatever the size of the log and the tables. Between two
+    steps, up to the one that puts the tables in place, `stopping` is asked whether to give it up.
 
     Raises:
+        InterruptedError: `stopping` said so.
         MaintenanceRunning: another rebuild, verification or vacuum is under way.
         CorruptEvent, UnknownEvent: the log cannot be folded.
         ProjectionFailed: a projection raised.
@@ -92,17 +95,20 @@ def rebuild(
         folded = [stack.enter_context(closing(FoldedTable(p.table))) for p in projections]
         head = store.snapshot(lambda s: s.head())
         events = 0
+        go_on = partial(_go_on, stopping)
         for page in fold_pages(store, projections, 0, head):
             for table, changes in zip(folded, page.changes, strict=True):
                 table.apply(changes)
             events += page.events
+            go_on()
             progress(events, page.last, head)
         for projection, table in zip(projections, folded, strict=True):
             for rows in _batches(table.rows(), _ROWS_PER_TRANSACTION):
+                go_on()
                 progress(events, head, head)
                 store.transact(partial(_fill_shadow, projection, rows), beside_writers=True)
         counts = [table.row_count() for table in folded]
-        events += _catch_up_and_cut_over(store, inline, asynchronous, head)
+        events += _catch_up_and_cut_over(store, inline, asynchronous, head, go_on)
         for projection in projections:
             clear_away(store, projection.table.name)
             if (row := before.get(projection.name)) is not None:  # it may have had another
@@ -113,8 +119,17 @@ def rebuild(
     ]
 
 
+def _go_on(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise InterruptedError
+
+
 def _catch_up_and_cut_over(
-    store: EventStore, inline: Sequence[Projection], asynchronous: Sequence[Projection], after: int
+    store: EventStore,
+    inline: Sequence[Projection],
+    asynchronous: Sequence[Projection],
+    after: int,
+    go_on: Callable[[], None],
 ) -> int:
     """Brings the shadows from `after` to the head and into place; returns how many events it was.
 
@@ -139,6 +154,7 @@ def _catch_up_and_cut_over(
         return True
 
     while True:
+        go_on()
         head = store.snapshot(lambda s: s.head())
         if head - after <= _EVENTS_PER_CUT_OVER and store.transact(cut_over):
             return events

@@ -1037,6 +1037,28 @@ def test_a_build_stops_wherever_it_is(store: EventStore, monkeypatch: pytest.Mon
     assert len(filled) == 1
 
 
+def test_a_build_stops_while_it_catches_up(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuilding = sys.modules[rebuild.__module__]
+    monkeypatch.setattr(rebuilding, "_EVENTS_PER_CUT_OVER", 0)
+    asyncio.run(fill(store, 3))
+    applied: list[object] = []
+    monkeypatch.setattr(rebuilding, "_apply_to_shadow", lambda *given: applied.append(given))
+
+    def append(*_: int) -> None:
+        # Once, while the log is folded: what it does then is caught up with.
+        if store.stats()["events"] < 10:
+            asyncio.run(fill(store, 10))
+
+    given = {"stopping": lambda: bool(applied), "progress": append}
+    assert Words.name not in {each.projection for each in run(store, (Words(),), **given)}
+    assert len(applied) == 1
+    monkeypatch.undo()
+    run(store, (Words(),))
+    assert times(store, Words())["a"] == 13
+
+
 async def test_what_was_dropped_beside_a_service_stays_away(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
