@@ -35,6 +35,7 @@ from eventstore import (
     StreamKind,
     StreamNotFound,
 )
+from eventstore.records import table_before
 from projections.folding import WHOLE_PAGE_EVENTS, EventPage, FoldedTable, fold_pages, read_page
 
 __all__ = ["Progress", "Rebuilt", "Scope", "clear_away", "rebuild", "rebuild_scope"]
@@ -111,8 +112,8 @@ def rebuild(
         events += _catch_up_and_cut_over(store, inline, asynchronous, head, go_on)
         for projection in projections:
             clear_away(store, projection.table.name)
-            if (row := before.get(projection.name)) is not None:  # it may have had another
-                clear_away(store, row.table)
+            if (table_name := table_before(projection, before)) is not None:
+                clear_away(store, table_name)
     return [
         Rebuilt(projection.name, events, count)
         for projection, count in zip(projections, counts, strict=True)

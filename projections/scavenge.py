@@ -20,7 +20,7 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -33,6 +33,7 @@ from eventstore import (
     DeleteOwner,
     EventStore,
     EventType,
+    LoggedEvent,
     MaintenanceTransaction,
     NewEvent,
     Projection,
@@ -46,6 +47,7 @@ from eventstore import (
     changes_of,
 )
 from eventstore.carrying import note_rows, owned_as_they_are, stream_for
+from eventstore.chain import digest
 from eventstore.encoding import STRICT_JSON, decode_members, join_members
 from eventstore.records import ROW_CHANGED
 from projections.asynchronous import catch_up, run
@@ -173,12 +175,13 @@ def remove(
         for stream in streams:
             try:
                 log: Sequence[RecordedEvent] = transaction.read(stream)
-                last = _written_last(transaction, stream, log)
             except CorruptEvent as error:
                 if others:  # what it did to their rows only the event itself could say
                     raise
                 _log.warning("removing what is damaged: %s", error)
                 log, last = (), _last_by_rows(transaction, stream)
+            else:
+                last = _written_last(transaction, stream, log)
             if log and why is not EventType.ERASED and log[-1].type != EventType.SESSION_DELETED:
                 # By its row alone it was deleted: no event says so.
                 raise CorruptEvent(str(stream.key), stream.version, 0, ROW_CHANGED)
@@ -291,17 +294,20 @@ def _written_last(
             later[owner, key] = row[3]
         elif not _is_ended_user(transaction, owner):
             raise _not_as_in_the_log(key)
-    writers = transaction.read_positions(sorted(set(later.values())))
-    written = {
-        (event.position, change.key)
-        for event in writers
-        for change in _STATE.apply(event)
-        if isinstance(change, Put)
-    }
+    writers = transaction.read_logged(sorted(set(later.values())))
+    written = {logged.event.position: _written_by(logged) for logged in writers}
     for row_key, position in later.items():
-        if (position, row_key) not in written:
+        keys = written.get(position, frozenset())
+        if keys is not None and row_key not in keys:
             raise _not_as_in_the_log(row_key[1])
     return values
+
+
+def _written_by(logged: LoggedEvent) -> Set[Row] | None:
+    """The keys that an event has written; None where it is damaged, and nobody can say."""
+    if digest(logged.event.delta) != logged.delta_digest:
+        return None
+    return {change.key for change in _STATE.apply(logged.event) if isinstance(change, Put)}
 
 
 def _not_as_in_the_log(key: object) -> CorruptRow:

@@ -405,10 +405,11 @@ SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?;
 -- name: integrity_check
 SELECT * FROM pragma_integrity_check;
 
--- A number that is none, in a damaged page, is no version that anybody has, and no place to go on
+-- In a damaged page, a number that is none is no version that anybody has, and no place to go on
 -- from: then the projection is to be made anew.
 -- name: registered_projections
-SELECT name, iif(typeof(version) = 'integer', version, 0), table_name,
+SELECT name, iif(typeof(version) = 'integer', version, 0),
+       iif(typeof(table_name) = 'text', table_name, ''),
        iif(typeof(checkpoint) IN ('integer', 'null'), checkpoint, -1),
        iif(typeof(failed_at) = 'integer', failed_at, NULL), failure
 FROM projections

@@ -675,6 +675,18 @@ def test_a_damaged_row_costs_no_key_its_value(target: str, damage: str) -> None:
         assert query(target, "SELECT state_value FROM state WHERE state_key = 'k'") == [('"mine"',)]
 
 
+def test_a_damaged_event_that_came_later_keeps_no_other_from_being_removed(target: str) -> None:
+    async def fill(store: EventStore) -> None:
+        await store.create(session("ended"), created(app={"k": "mine"}))
+        await store.create(session("later"), created(app={"k": "theirs"}))
+
+    with closing(open_store(target, BUILT_IN)) as store:
+        asyncio.run(fill(store))
+        attack(target, "UPDATE events SET delta = '{}' WHERE delta LIKE '%theirs%'")
+        delete_session(store, session("ended"))
+        assert vacuum(store, BUILT_IN)[:3] == (1, 2, 0)
+
+
 def test_nobody_is_erased_whom_a_stopped_projection_has_not_folded(target: str) -> None:
     class Stopped(Projection):
         name = "stopped"
