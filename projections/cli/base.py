@@ -13,9 +13,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn, TextIO
 
@@ -24,7 +23,7 @@ import click
 from eventstore import EventStore, EventStoreError, Projection, open_store, pending_migrations
 from eventstore.location import DEFAULT_PATH, ENVIRONMENT_VARIABLE
 from projections import installed
-from projections.cli.output import as_json
+from projections.cli.output import CommandFailed, abandon, as_json, printing, tell
 from projections.cli.progress import progress_of
 from projections.rebuild import Progress
 
@@ -42,7 +41,6 @@ __all__ = [
     "known",
     "projection_option",
     "require_migrated",
-    "tell",
 ]
 
 COULD_NOT_RUN: Final = 2
@@ -57,10 +55,6 @@ _ALWAYS: Final = {
     _NOBODY_READS: "nobody reads its output any more",
 }
 """Exit codes of every command."""
-
-
-class CommandFailed(EventStoreError):
-    """A command cannot do what it was asked to; the message ends with the remedy."""
 
 
 class Report(NamedTuple):
@@ -179,7 +173,9 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if sys.stdin is None or not sys.stdin.isatty():
         raise CommandFailed("There is no terminal to ask for confirmation on. Pass --yes.")
-    if not click.confirm(question, err=True):
+    with printing(sys.stderr, "The question"):
+        confirmed = click.confirm(question, err=True)
+    if not confirmed:
         raise CommandFailed("Not confirmed: nothing was changed.")
 
 
@@ -220,6 +216,11 @@ class Command(click.Command):
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), text) for code, text in sorted(self.exits.items())])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads the command line; help is printed here."""
+        with _told(ctx, ""), printing(sys.stdout, "This"):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> None:
         """Runs the function and prints its report."""
         settings = _settings(ctx)
@@ -254,6 +255,11 @@ class Group(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _common_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads the command line; help and the version are printed here."""
+        with _told(ctx, ""), printing(sys.stdout, "This"):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
@@ -309,10 +315,14 @@ def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
     """Turns whatever ends a command into a line on stderr and an exit code."""
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit):
+    except click.exceptions.Exit:
         raise
+    except click.ClickException as error:
+        with _if_possible(sys.stderr):
+            error.show()
+        ctx.exit(error.exit_code)
     except BrokenPipeError:
-        _abandon(sys.stdout, sys.stderr)
+        abandon(sys.stdout, sys.stderr)
         ctx.exit(_NOBODY_READS)
     except (KeyboardInterrupt, click.Abort):
         if interrupted is None:
@@ -322,47 +332,27 @@ def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
         _fail(ctx, type(error).__name__, str(error), error.exit_code)
     except Exception as error:
         # Python's own exit code would be 1, which says that something was found.
-        traceback.print_exc()
+        with _if_possible(sys.stderr):
+            traceback.print_exc()
         _fail(ctx, type(error).__name__, "ended by a defect. Please report it.", COULD_NOT_RUN)
 
 
 def _fail(ctx: click.Context, kind: str, message: str, code: int) -> NoReturn:
-    # Where this cannot be printed either, the exit code alone says it.
-    try:
+    with _if_possible(sys.stderr):
         click.echo(f"{ctx.command_path}: {message}", err=True)
-    except OSError:
-        _abandon(sys.stderr)
-    try:
-        if _settings(ctx).json:
+    if _settings(ctx).json:
+        with _if_possible(sys.stdout):
             click.echo(as_json({"error": {"type": kind, "message": message}}))
-    except OSError:
-        _abandon(sys.stdout)
     ctx.exit(code)
 
 
-def tell(text: str) -> None:
-    """Prints on stdout.
-
-    Raises:
-        BrokenPipeError: nobody reads it any more.
-        CommandFailed: it cannot be printed.
-    """
+@contextmanager
+def _if_possible(stream: TextIO) -> Iterator[None]:
+    """Around what tells why a command ends: where nobody hears it, the exit code alone says it."""
     try:
-        click.echo(text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _abandon(sys.stdout)
-        raise CommandFailed(
-            f"What was done cannot be printed: {error.strerror}. Print it elsewhere."
-        ) from error
-
-
-def _abandon(*streams: TextIO) -> None:
-    """Lets go of what could not be printed: Python would try again at the end, and complain."""
-    for stream in streams:
-        with suppress(AttributeError, OSError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+        yield
+    except OSError:
+        abandon(stream)
 
 
 @contextmanager

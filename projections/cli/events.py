@@ -7,9 +7,9 @@ import json
 import click
 
 from projections.cli.asked import app_option, user_option
-from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings, tell
+from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings
 from projections.cli.conversation import as_object, lines_of
-from projections.cli.output import counted, printable
+from projections.cli.output import counted, printable, tell
 from projections.history import Filter, tail
 
 __all__ = ["events_group"]

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from eventstore import EventStoreError
 
 __all__ = [
+    "CommandFailed",
+    "abandon",
     "as_json",
     "columns",
     "count",
@@ -15,11 +26,53 @@ __all__ = [
     "moment",
     "plain",
     "printable",
+    "printing",
     "size",
     "table",
+    "tell",
 ]
 
 _LONGEST_VALUE = 200
+
+
+class CommandFailed(EventStoreError):
+    """A command cannot do what it was asked to; the message ends with the remedy."""
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Prints on stdout, or on stderr.
+
+    Raises: as `printing`.
+    """
+    stream, what = (sys.stderr, "Progress") if err else (sys.stdout, "What was done")
+    with printing(stream, what):
+        click.echo(text, err=err)
+
+
+@contextmanager
+def printing(stream: TextIO, what: str) -> Iterator[None]:
+    """Around what prints on a stream; `what` that is begins the message of the error.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        CommandFailed: it cannot be printed.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon(stream)
+        raise CommandFailed(
+            f"{what} cannot be printed: {error.strerror}. Print it elsewhere."
+        ) from error
+
+
+def abandon(*streams: TextIO) -> None:
+    """Lets go of what could not be printed: Python would try again at the end, and complain."""
+    for stream in streams:
+        with suppress(AttributeError, OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def as_json(document: Mapping[str, object]) -> str:

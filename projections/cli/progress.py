@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import click
-
+from projections.cli.output import tell
 from projections.rebuild import Progress
 
 __all__ = ["progress_of"]
@@ -77,7 +76,7 @@ class _Lines:
             return
         self._told_at = now
         pace = self._pace
-        click.echo(
+        tell(
             f"{self._what}: {pace.events:,} events, {pace.share:.0%}, {pace.rate:,.0f} events/s, "
             f"{pace.left} left",
             err=True,

@@ -29,7 +29,7 @@ from projections.cli.base import (
     confirm,
     known,
 )
-from projections.cli.output import columns, printable
+from projections.cli.output import columns, printable, tell
 
 __all__ = ["projections_group"]
 
@@ -99,7 +99,7 @@ def _run(settings: Settings, names: tuple[str, ...], follow: bool) -> Report:
 
 def _follow(settings: Settings, store: EventStore, projections: Sequence[Projection]) -> None:
     names = ", ".join(projection.name for projection in projections)
-    click.echo(f"Following {names}. Ctrl-C ends it.", err=True)
+    tell(f"Following {names}. Ctrl-C ends it.", err=True)
     with _ended_by_a_signal():
         with settings.progress("catching up") as progress:
             _run_when_free(partial(run, store, projections, progress=progress))
@@ -116,7 +116,7 @@ def _run_when_free(work: Callable[[], object]) -> None:
             work()
         except (MaintenanceRunning, StoreBusy) as error:
             if not waiting:
-                click.echo(f"Waiting: {error}", err=True)
+                tell(f"Waiting: {error}", err=True)
             waiting = True
             time.sleep(_POLL_S)
         else:

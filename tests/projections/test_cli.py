@@ -968,7 +968,10 @@ def test_output_that_cannot_be_printed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device here")
 @pytest.mark.parametrize("form", ["table", "json"])
-@pytest.mark.parametrize("words", ["sessions list", "events tail"])
+@pytest.mark.parametrize(
+    "words",
+    ["sessions list", "events tail", "--help", "--version", "sessions --help", "ddl --help"],
+)
 def test_output_on_a_device_that_is_full(words: str, form: str, db: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = printing(*words.split(), "--db", db, "--format", form, stdout=full)
@@ -976,8 +979,27 @@ def test_output_on_a_device_that_is_full(words: str, form: str, db: Path) -> Non
     assert "cannot be printed" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device here")
+@pytest.mark.parametrize("words", ["verify", "verify --nope", "", "stats --db ''"])
+def test_messages_on_a_device_that_is_full(words: str, db: Path) -> None:
+    """The exit code alone says that it could not run: neither 1 nor the 120 of Python's end."""
+    command = [sys.executable, "-c", OFTEN.format(0), "--db", str(db), *shlex.split(words)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=full)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device here")
+def test_progress_that_cannot_be_told_is_no_defect(db: Path) -> None:
+    command = [sys.executable, "-c", OFTEN.format(0), "verify", "--format", "json", "--db", str(db)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=full)
+    assert "Progress cannot be printed" in json.loads(done.stdout)["error"]["message"]
+
+
 @pytest.mark.parametrize(
-    "words", ["verify", "verify --format json", "sessions list", "events tail", "stats --help"]
+    "words",
+    ["verify", "verify --format json", "sessions list", "events tail", "stats --help", "--help"],
 )
 def test_output_that_nobody_reads(words: str, db: Path) -> None:
     """Not 1, which says that something was found."""
