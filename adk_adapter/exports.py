@@ -75,7 +75,11 @@ def _text(session: Session, model: BaseModel) -> str:
         type(model).model_validate_json(text)
     # A lone surrogate; or a NaN, which becomes null where ADK wants a number.
     except (PydanticSerializationError, ValidationError):
-        raise ValueNotStorable(f"session {session.id!r}", "ADK's JSON cannot hold it") from None
+        raise ValueNotStorable(
+            f"session {session.id!r}",
+            "ADK's JSON holds no NaN, no infinity and no lone surrogate. Export it as a log, "
+            "which holds them",
+        ) from None
     return text
 
 

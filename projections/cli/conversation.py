@@ -10,7 +10,7 @@ from eventstore import EventType, RecordedEvent
 from eventstore.encoding import decode
 from projections.cli.output import moment, printable
 
-__all__ = ["as_object", "as_text", "finite", "lines_of"]
+__all__ = ["as_object", "as_text", "lines_of"]
 
 _PREFIXES = {"session": "", "user": "user:", "app": "app:"}
 
@@ -31,8 +31,8 @@ def as_object(event: RecordedEvent) -> dict[str, Any]:
         "invocation_id": event.invocation_id,
         "timestamp": event.timestamp,
         "recorded_at": event.recorded_at / 1e6,
-        "state_delta": finite(_delta(event)),
-        "data": finite(_payload(event)),
+        "state_delta": _delta(event),
+        "data": _payload(event),
     }
 
 
@@ -115,12 +115,3 @@ def _delta(event: RecordedEvent) -> dict[str, Any]:
 def as_text(value: Any) -> str:
     """A value as JSON, in any language."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def finite(value: Any) -> Any:
-    """The same without what JSON cannot hold: NaN and infinities as texts."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, list) else value

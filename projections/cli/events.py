@@ -9,7 +9,7 @@ import click
 from projections.cli.asked import app_option, user_option
 from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings
 from projections.cli.conversation import as_object, lines_of
-from projections.cli.output import counted, printable, tell
+from projections.cli.output import as_json, counted, printable, tell
 from projections.history import Filter, tail
 
 __all__ = ["events_group"]
@@ -95,6 +95,6 @@ def _tail(
         events = tail(store, Filter(app, user, session_id), last=last, after=after, follow=follow)
         for event in events:
             if settings.json:
-                tell(json.dumps(as_object(event), allow_nan=False))
+                tell(as_json(as_object(event), indent=None))
             else:
                 tell("\n".join(lines_of(event, named=True)))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -24,7 +24,6 @@ __all__ = [
     "count",
     "counted",
     "moment",
-    "plain",
     "printable",
     "printing",
     "size",
@@ -75,21 +74,20 @@ def abandon(*streams: TextIO) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def as_json(document: Mapping[str, object]) -> str:
-    """A document as JSON, in ASCII, so that no terminal or pipe can fail to take it."""
-    return json.dumps(document, indent=2, allow_nan=False)
+def as_json(document: Mapping[str, object], *, indent: int | None = 2) -> str:
+    """A document as JSON, in ASCII, so that no terminal or pipe can fail to take it.
+
+    What JSON cannot hold (NaN, infinities, bytes) are texts in it.
+    """
+    return json.dumps(_plain(document), indent=indent, allow_nan=False)
 
 
-def plain(values: Mapping[str, object] | None) -> dict[str, object] | None:
-    """A row for a JSON document; infinities and bytes, which JSON has not, are strings."""
-    if values is None:
-        return None
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: object) -> object:
-    foreign = isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value))
-    return str(value) if foreign else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def columns(rows: Iterable[Sequence[str]], *, indent: str = "") -> list[str]:

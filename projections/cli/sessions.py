@@ -12,7 +12,7 @@ from eventstore.encoding import decode_value
 from projections import listing
 from projections.cli.asked import AGE, app_option, before, find_session, user_option, yes_option
 from projections.cli.base import COUNT, Command, CommandFailed, Group, Report, Settings, confirm
-from projections.cli.conversation import as_object, as_text, finite, lines_of
+from projections.cli.conversation import as_object, as_text, lines_of
 from projections.cli.output import columns, counted, moment, printable, table
 from projections.listing import SessionInfo
 from projections.retention import delete_session
@@ -119,8 +119,6 @@ def _object(info: SessionInfo) -> dict[str, Any]:
     plain["labels"] = dict(info.labels)
     if info.state is None:
         del plain["state"]
-    else:
-        plain["state"] = finite(info.state)
     return plain
 
 
@@ -248,7 +246,7 @@ def _shown(
         "last_update_time": row[2],
         "version": stream.version,
         "events": [as_object(event) for event in events],
-        "state": [{**each._asdict(), "value": finite(each.value)} for each in keys],
+        "state": [each._asdict() for each in keys],
     }
     whose = f"app {printable(key.app_name)}, user {printable(key.user_id)}"
     times = f"Created {moment(float(row[1]))}, updated {moment(float(row[2]))}"

@@ -21,7 +21,7 @@ from projections.cli.base import (
     known,
     projection_option,
 )
-from projections.cli.output import counted, plain, printable
+from projections.cli.output import counted, printable
 from projections.files import usable_file
 from projections.verify import Difference, Touched, Verified, verify
 
@@ -253,9 +253,7 @@ def _difference(difference: Difference) -> dict[str, object]:
     event = difference.event
     return {
         **difference._asdict(),
-        "stored": plain(difference.stored),
-        "expected": plain(difference.expected),
-        "event": None if event is None else plain(event._asdict()),
+        "event": None if event is None else event._asdict(),
     }
 
 

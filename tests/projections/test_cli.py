@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pty
 import re
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from adk_adapter.cli import COMMANDS, main
-from eventstore import Cursor, EventStore, EventType, StreamNotFound, open_store
+from eventstore import Cursor, EventStore, EventType, StreamKey, StreamNotFound, open_store
 from eventstore.chain import digest
 from eventstore.records import link_of
 from eventstore.sqlite.queries import migrations
@@ -1030,6 +1032,59 @@ def printing(
     command = [*before, sys.executable, "-m", "projections.cli", *map(str, words)]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def beyond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sessions whose times no calendar and no JSON has: earlier versions stored infinite ones."""
+    path = tmp_path / "beyond.sqlite3"
+    with closing(open_store(path, BUILT_IN)) as store, monkeypatch.context() as earlier:
+        earlier.setattr("eventstore.events.math.isfinite", lambda _: True)
+        for number, time in enumerate((math.inf, -math.inf, 1e300, -1e300, -5.0)):
+            asyncio.run(_at(store, session(f"s{number}"), time))
+    return path
+
+
+async def _at(store: EventStore, key: StreamKey, time: float) -> None:
+    first = msgspec.structs.replace(created(session={"a": 1}), timestamp=time)
+    event = new_event(delta={"session": {"b": 2}}, timestamp=time)
+    loaded = await store.create(key, first)
+    await store.append(key, event, Cursor(loaded.stream.id, 1))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sessions list --state",
+        "sessions list --newer-than 7d",
+        "sessions list --order created --reverse --limit 2",
+        "sessions show s0",
+        "sessions show s1",
+        "events tail --last 100",
+        "events show 3",
+        "stats --full",
+        "verify",
+        "doctor --full",
+        "rebuild-projections --dry-run",
+        "purge --older-than 7d --dry-run",
+    ],
+)
+def test_times_that_no_calendar_has_are_shown(words: str, beyond: Path) -> None:
+    done = invoke(*words.split(), "--db", beyond)
+    assert (done.exit_code, done.stderr) == (0, "")
+    done = invoke(*words.split(), "--db", beyond, "--format", "json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    for text in done.stdout.splitlines() if "tail" in words else [done.stdout]:
+        json.loads(text)
+
+
+def test_an_infinite_time_is_a_text_in_json(beyond: Path) -> None:
+    listed = document("sessions", "list", "--db", beyond)["sessions"]
+    times = {each["session_id"]: each["last_update_time"] for each in listed}
+    assert times == {"s0": "inf", "s1": "-inf", "s2": 1e300, "s3": -1e300, "s4": -5.0}
+    events = invoke("events", "tail", "--last", "100", "--format", "json", "--db", beyond)
+    shown = {json.loads(text)["timestamp"] for text in events.stdout.splitlines()}
+    assert {"inf", "-inf", 1e300} <= shown
 
 
 async def _describe(store: EventStore, title: str) -> None:
