@@ -76,6 +76,7 @@ from eventstore.store import (
     open_store,
     pending_migrations,
     put_in_place,
+    require_own_files,
     schema_ddl,
 )
 
@@ -153,5 +154,6 @@ __all__ = [
     "open_store",
     "pending_migrations",
     "put_in_place",
+    "require_own_files",
     "schema_ddl",
 ]

@@ -43,6 +43,7 @@ __all__ = [
     "open_store",
     "pending_migrations",
     "put_in_place",
+    "require_own_files",
     "schema_ddl",
 ]
 
@@ -744,6 +745,18 @@ def is_database(path: str) -> bool:
     from eventstore.sqlite.registry import is_database as is_one
 
     return is_one(path)
+
+
+def require_own_files(path: str) -> None:
+    """Asserts that a database may have a real path, for what is kept beside each is another's.
+
+    Raises:
+        PathUnusable: the path is that of another database's -wal, -shm, journal or lock file; or
+            one of these, where nothing is yet, would be a database that is there.
+    """
+    from eventstore.sqlite.registry import require_own_files as require
+
+    require(path)
 
 
 def copy_file(source: str | os.PathLike[str], target: str) -> None:

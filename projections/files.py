@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from eventstore import PathUnusable, StorageFailed, is_database
-from eventstore.location import DATABASE_COMPANIONS, MEMORY, require_file
+from eventstore import PathUnusable, StorageFailed, is_database, require_own_files
+from eventstore.location import MEMORY, require_file
 
 __all__ = ["new_file_beside", "private_file", "usable_file", "usable_target", "whole_file"]
 
@@ -29,9 +29,7 @@ def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> 
     if resolved == MEMORY or device:
         raise PathUnusable(resolved, "is no file", "Name a file.")
     path = Path(os.path.realpath(resolved))
-    for ending in DATABASE_COMPANIONS:
-        if path.name.endswith(ending) and is_database(str(path).removesuffix(ending)):
-            raise PathUnusable(str(path), "belongs to the database beside it", "Name another file.")
+    require_own_files(str(path))
     if path.is_dir():
         raise PathUnusable(str(path), "is a directory", "Name a file.")
     if path.exists() and not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -11,13 +12,22 @@ from pathlib import Path
 from typing import Final
 
 from eventstore import _platform
-from eventstore.errors import StoreBusy
+from eventstore.errors import PathUnusable, StoreBusy
+from eventstore.location import DATABASE_COMPANIONS
 from eventstore.projection import Projection, check_same
 from eventstore.sqlite.database import prepare_path
 from eventstore.sqlite.engine import Engine
 from eventstore.sqlite.files import MAGIC
 
-__all__ = ["acquire", "is_database", "is_open", "lock", "release", "temporary_folders"]
+__all__ = [
+    "acquire",
+    "is_database",
+    "is_open",
+    "lock",
+    "release",
+    "require_own_files",
+    "temporary_folders",
+]
 
 # Keyed by device and inode: two paths may name one file.
 _engines: dict[tuple[int, int], Engine] = {}
@@ -42,6 +52,7 @@ def acquire(path: str, projections: Sequence[Projection], *, for_rebuild: bool =
         StoreUnusable, ProjectionMissing, StoreBusy: see eventstore.errors.
     """
     with lock:
+        require_own_files(os.path.realpath(path))
         real = prepare_path(path)
         identity = _platform.file_identity(real)
         assert identity is not None
@@ -72,6 +83,18 @@ def is_database(path: str) -> bool:
                 return file.read(len(MAGIC)) == MAGIC
         except OSError:
             return False
+
+
+def require_own_files(path: str) -> None:
+    """Asserts that a database at a real path shares no file with another: see eventstore.store."""
+    for ending in DATABASE_COMPANIONS:
+        if path.endswith(ending) and is_database(path.removesuffix(ending)):
+            raise PathUnusable(path, "belongs to the database beside it", "Name another file.")
+        # Beside one that is in use they are its own, and to close them would drop its locks.
+        if not _platform.file_size(path) and is_database(f"{path}{ending}"):
+            raise PathUnusable(
+                path, f"would keep its {ending} in the database of that name", "Name another file."
+            )
 
 
 def release(engine: Engine) -> None:

@@ -29,6 +29,7 @@ from eventstore import (
     SchemaTooNew,
     StoreUnusable,
     Window,
+    location,
     open_store,
 )
 from projections import BUILT_IN
@@ -164,6 +165,34 @@ def test_hard_links(database: Path, tmp_path: Path) -> None:
     (tmp_path / "second.db").hardlink_to(database)
     with pytest.raises(PathUnusable, match="hard links"):
         open_and_close(database)
+
+
+@pytest.mark.parametrize("ending", location.DATABASE_COMPANIONS)
+def test_what_is_kept_beside_a_database_is_no_path_for_another(
+    database: Path, tmp_path: Path, ending: str
+) -> None:
+    beside = Path(f"{database}{ending}")
+    (tmp_path / "link.db").symlink_to(beside)
+    with closing(open_store(database, BUILT_IN)):
+        for path in (beside, tmp_path / "link.db"):
+            with pytest.raises(PathUnusable, match="belongs to the database beside it"):
+                open_and_close(path)
+    with pytest.raises(PathUnusable, match="belongs to the database beside it"):
+        open_and_close(beside)
+    assert not beside.exists() or ending in ("-turn", "-gate")
+
+
+@pytest.mark.parametrize("ending", location.DATABASE_COMPANIONS)
+def test_a_new_database_does_not_take_another_for_what_is_kept_beside_it(
+    database: Path, ending: str
+) -> None:
+    other = Path(f"{database}{ending}")
+    make(other)
+    with pytest.raises(PathUnusable, match="in the database of that name"):
+        open_and_close(database)
+    assert not database.exists()
+    with closing(open_store(other, BUILT_IN)) as store:
+        assert store.stats()["events"] == 2
 
 
 def test_a_symbolic_link_names_the_file_it_points_at(database: Path, tmp_path: Path) -> None:
