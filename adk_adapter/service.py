@@ -56,6 +56,7 @@ from eventstore import (
     CorruptRow,
     Durability,
     EventIdConflict,
+    EventStore,
     EventStoreError,
     EventType,
     InvalidInput,
@@ -101,7 +102,7 @@ from projections.state import state_by_owner
 from projections.stats import Stats, measure
 from projections.transfer import Part, Taken, export_log
 
-__all__ = ["DatabaseSessionService", "session_key"]
+__all__ = ["DatabaseSessionService", "exported", "session_key"]
 
 _EVENTS_PER_PAGE: Final = 200
 _UNREAD_MAX: Final = 1_000
@@ -813,11 +814,7 @@ class DatabaseSessionService(BaseSessionService):
             raise ValueError(f"form must be 'session' or 'eval-set', not {form!r}")
         key = session_key(app_name, user_id, session_id)
         with _adk_errors(key):
-            session = await self._store.load(key, Window(), _session)
-            state = await self._store.read(key, initial_state)
-            if session is None or state is None:
-                raise StreamNotFound(str(key))
-        return as_session_file(session) if form == "session" else as_eval_set(session, state)
+            return await exported(self._store, key, form)
 
     @observed
     async def usage(
@@ -923,6 +920,20 @@ def _corrupt(loaded: Loaded, damaged: Sequence[CorruptEvent]) -> list[CorruptEve
         except CorruptEvent as error:
             found.append(error)
     return sorted(found, key=lambda error: error.version)
+
+
+async def exported(store: EventStore, key: StreamKey, form: Form) -> str:
+    """A session of a store as the JSON that ADK reads from files.
+
+    Raises:
+        StreamNotFound: there is no such session.
+        EvaluationMissing, ValueNotStorable: as `DatabaseSessionService.session_as`.
+    """
+    session = await store.load(key, Window(), _session)
+    state = await store.read(key, initial_state)
+    if session is None or state is None:
+        raise StreamNotFound(str(key), "Name another.")
+    return as_session_file(session) if form == "session" else as_eval_set(session, state)
 
 
 def _session(loaded: Loaded) -> Session:

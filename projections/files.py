@@ -13,7 +13,14 @@ from typing import BinaryIO
 from eventstore import PathUnusable, StorageFailed, is_database, require_own_files
 from eventstore.location import MEMORY, require_file
 
-__all__ = ["new_file_beside", "private_file", "usable_file", "usable_target", "whole_file"]
+__all__ = [
+    "give_name",
+    "new_file_beside",
+    "private_file",
+    "usable_file",
+    "usable_target",
+    "whole_file",
+]
 
 
 def usable_target(target: str | os.PathLike[str] | None, *, overwrite: bool) -> Path:
@@ -96,9 +103,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     with new_file_beside(path) as copy:
         with private_file(copy, path) as file:
             yield file
-        try:
-            copy.replace(path)
-        except OSError as error:
-            raise PathUnusable(
-                str(path), f"cannot be written: {error.strerror}", "Choose another path."
-            ) from error
+        give_name(copy, path)
+
+
+def give_name(copy: Path, path: Path) -> None:
+    """Gives a file that is whole its name, in place of what had it.
+
+    Raises:
+        PathUnusable: it cannot have that name.
+    """
+    try:
+        copy.replace(path)
+    except OSError as error:
+        raise PathUnusable(
+            str(path), f"cannot be written: {error.strerror}", "Choose another path."
+        ) from error

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from eventstore import StreamKey, StreamKind, StreamNotFound
+from eventstore import EventStore
 from projections.cli.base import Command, FilePath, Report, Settings
 from projections.cli.output import printable
 from projections.cli.transfer import moved
@@ -61,12 +61,12 @@ def export_sessions(
         raise click.UsageError("--session needs --app and --user: a session belongs to both.")
     if user is not None and app is None:
         raise click.UsageError("--user needs --app: a user belongs to an app.")
-    with settings.store(dry_run=True) as store:
+    with settings.store(dry_run=True, repair=form == "log") as store:
         if form != "log":
             if app is None or user is None or session is None:
                 raise click.UsageError(f"--as {form} needs --app, --user and --session.")
             path = usable_file(target, overwrite=overwrite)
-            content = _for_adk(settings.db, (app, user, session), form)
+            content = _for_adk(store, (app, user, session), form)
             if not dry_run:
                 with whole_file(path) as file:
                     file.write(content)
@@ -84,21 +84,12 @@ def export_sessions(
 
 
 def _for_adk(
-    db: str | None, key: tuple[str, str, str], form: Literal["session", "eval-set"]
+    store: EventStore, key: tuple[str, str, str], form: Literal["session", "eval-set"]
 ) -> bytes:
-    from adk_adapter._adk import SessionNotFoundError
-    from adk_adapter.service import DatabaseSessionService
+    # A service would begin to follow the log with its projections, which changes the database.
+    from adk_adapter.service import exported, session_key
 
-    async def export() -> bytes:
-        async with DatabaseSessionService(db) as service:
-            try:
-                return (await service.session_as(*key, form)).encode()
-            except SessionNotFoundError:
-                raise StreamNotFound(
-                    str(StreamKey(StreamKind.SESSION, *key)), "Name another."
-                ) from None
-
-    return asyncio.run(export())
+    return asyncio.run(exported(store, session_key(*key), form)).encode()
 
 
 def _written(path: str, target: Path, form: str, content: bytes, *, dry_run: bool) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -35,7 +35,13 @@ from eventstore.chain import first_link
 from eventstore.location import resolve
 from projections.anchors import Anchor
 from projections.backup import CopyDamaged
-from projections.files import new_file_beside, private_file, usable_file, usable_target
+from projections.files import (
+    give_name,
+    new_file_beside,
+    private_file,
+    usable_file,
+    usable_target,
+)
 from projections.kept import KeptKeys
 from projections.rebuild import Progress
 from projections.transfer.portable import BEGINNING, Reader, Writer
@@ -159,10 +165,11 @@ def export_log(
     """
     path = usable_file(target, overwrite=overwrite)
     done = Taken(store.path, str(path), part)
-    with new_file_beside(path) as copy:
+    with nullcontext(path) if dry_run else new_file_beside(path) as copy:
 
         def write(given: _Given) -> None:
-            with private_file(copy, path) as file:
+            nowhere = Path(os.devnull)
+            with nowhere.open("wb") if dry_run else private_file(copy, path) as file:
                 writer = Writer(file, part)
                 proof = Proof(given.damaged, whole=part.whole)
                 for facts in given.streams:
@@ -174,12 +181,12 @@ def export_log(
                 proof.finish()
                 writer.end()
                 done.streams, done.events = writer.streams, writer.events
+                done.size_bytes = writer.size_bytes
                 done.root = _root(given, proof)
 
         _reading(store, part, write, progress, _Stop())
-        done.size_bytes = copy.stat().st_size
         if not dry_run:
-            copy.replace(path)
+            give_name(copy, path)
     return done
 
 

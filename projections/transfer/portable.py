@@ -138,6 +138,7 @@ class Writer:
         self._codecs: dict[str, int] = {"": 0}
         self.streams = 0
         self.events = 0
+        self.size_bytes = 0
         self._write(_Line(header=_Header(FORMAT, *part)))
 
     def write_stream(self, facts: StreamFacts) -> None:
@@ -199,7 +200,9 @@ class Writer:
 
     def _write(self, line: _Line) -> None:
         body = _encode(line)
-        self._file.write(body[:-1] + b',"sum":"' + self._seal.over(body) + b'"}\n')
+        self.size_bytes += self._file.write(
+            body[:-1] + b',"sum":"' + self._seal.over(body) + b'"}\n'
+        )
 
 
 class Reader:

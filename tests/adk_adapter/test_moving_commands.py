@@ -178,6 +178,20 @@ def test_a_dry_run_does_not_migrate(db: Path, tmp_path: Path) -> None:
     assert db.read_bytes() == content
 
 
+@pytest.mark.parametrize("form", ["log", "session", "eval-set"])
+def test_a_dry_run_of_an_export_changes_nothing(db: Path, tmp_path: Path, form: str) -> None:
+    """Nor does it bring projections up to the head, as a service that is opened does."""
+    assert invoke("projections", "run", "usage", "--db", db).exit_code == 0
+    session = ("--app", "shop", "--user", "ada", "--session", "first")
+    assert invoke("sessions", "title", "first", "Tee", "--db", db).exit_code == 0
+    before, target = db.read_bytes(), tmp_path / "folder" / "exported"
+    words = ("export", target, "--as", form, "--db", db, *session)
+    dry = document(*words, "--dry-run")
+    assert (db.read_bytes(), target.parent.exists()) == (before, False)
+    assert {**dry, "dry_run": False} == document(*words)
+    assert target.stat().st_size == dry["size_bytes"]
+
+
 # What ADK reads.
 
 
