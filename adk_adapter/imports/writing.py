@@ -216,7 +216,13 @@ def _facts(snapshot: Snapshot, prepared: Prepared) -> _Facts:
         return _Facts("there", stream, stored)
     if not same:
         return _Facts("taken here", stream, stored)
-    ours = all(event.event_id.startswith(_OURS) or event.event_id in source for event in log)
+    # A title or a label given here is no part of the conversation, which goes on behind it.
+    ours = all(
+        event.event_id.startswith(_OURS)
+        or event.event_id in source
+        or event.type == EventType.SESSION_DESCRIBED
+        for event in log
+    )
     return _Facts("grown" if ours else "gone on here", stream, stored)
 
 

@@ -276,6 +276,21 @@ async def test_what_has_come_since_is_taken(
     assert (await service.verify()).clean
 
 
+async def test_a_title_or_a_label_given_here_does_not_keep_what_has_come_since(
+    tmp_path: Path, old: SqliteSessionService, service: DatabaseSessionService
+) -> None:
+    take(service, tmp_path / "old.db")
+    await service.set_title(*KEY, "Ours")
+    await service.set_labels(*KEY, {"stage": "draft"})
+    await go_on(old, text("e1", 2.0, n=1))
+    report = take(service, tmp_path / "old.db")
+    assert (report.grown, report.events, report.left_out) == (1, 1, [])
+    assert await everything(service, "app") == await everything(old, "app")
+    (info,) = (await service.list_sessions_page("app")).sessions
+    assert (info.title, info.labels) == ("Ours", {"stage": "draft"})
+    assert (await service.verify()).clean
+
+
 async def test_what_has_gone_on_in_both_is_named_and_kept(
     tmp_path: Path, old: SqliteSessionService, service: DatabaseSessionService
 ) -> None:
