@@ -91,4 +91,4 @@ class PostgresRows:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown: without its password and its query."""
-    return re.sub(r"//([^/@:]*)(:[^@]*)?@", r"//\1@", url.partition("?")[0])
+    return re.sub(r"//([^/@:]*)(:.*)?@", r"//\1@", url.partition("?")[0])

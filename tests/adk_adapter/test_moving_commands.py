@@ -178,6 +178,13 @@ def test_a_dry_run_does_not_migrate(db: Path, tmp_path: Path) -> None:
     assert db.read_bytes() == content
 
 
+def test_a_password_in_a_url_is_not_shown(db: Path) -> None:
+    """Not even one with characters that should have been written as %XX."""
+    done = invoke("import", "mysql://me:se@cr/et@localhost/x", "--db", db)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("adk-eventstore import: mysql://me@localhost/x names a database")
+
+
 @pytest.mark.parametrize("form", ["log", "session", "eval-set"])
 def test_a_dry_run_of_an_export_changes_nothing(db: Path, tmp_path: Path, form: str) -> None:
     """Nor does it bring projections up to the head, as a service that is opened does."""
