@@ -53,7 +53,8 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
     of a server may hold a password: show people what `shown` makes of it.
 
     Raises:
-        PathUnusable: the URL's scheme is none this version can open.
+        PathUnusable: the URL's scheme is none this version can open, or no file can be there: its
+            folder may not be searched, or the name is too long.
         TypeError: neither a str nor a path.
     """
     if target is None:
@@ -76,11 +77,27 @@ def resolve(target: str | os.PathLike[str] | None) -> str:
         raise PathUnusable(repr(text), "contains NUL", "Pass a path without it.")
     path = Path(text)
     try:
-        return str((path.expanduser() if text.startswith("~/") else path).absolute())
+        path = (path.expanduser() if text.startswith("~/") else path).absolute()
     except FileNotFoundError:
         raise PathUnusable(
             text, "is relative to a working directory that is gone", "Pass an absolute path."
         ) from None
+    _require_reachable(path)
+    return str(path)
+
+
+def _require_reachable(path: Path) -> None:
+    """Here once for all, for what asks whether there is such a file would raise an OSError."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # whoever needs it to be there says so
+    except OSError as error:
+        raise PathUnusable(
+            str(path), f"cannot be reached: {error.strerror}", "Pass another path."
+        ) from None
+    except UnicodeEncodeError:
+        raise PathUnusable(repr(str(path)), "is no name of a file", "Pass another path.") from None
 
 
 def is_server(resolved: str) -> bool:
@@ -92,7 +109,11 @@ def shown(resolved: str) -> str:
     """What `resolve` returned, as it may be printed: a server's URL without any password."""
     if not is_server(resolved):
         return resolved
-    parts = urlsplit(resolved)
+    try:
+        resolved.encode()
+        parts = urlsplit(resolved)
+    except ValueError:  # nobody can tell where its password ends
+        return "a postgresql: URL"
     user, at, hosts = parts.netloc.rpartition("@")
     query = [
         (name, value)

@@ -34,6 +34,7 @@ from eventstore import (
     StreamKey,
     StreamKind,
     StreamNotFound,
+    check_identifier,
 )
 from eventstore.records import table_before
 from projections.folding import WHOLE_PAGE_EVENTS, EventPage, FoldedTable, fold_pages, read_page
@@ -282,7 +283,11 @@ def rebuild_scope(
         StreamNotFound: nothing of that name is in the log.
         ProjectionMissing: a projection has no rows that could be put right: not built, by another
             version of its code, or in a table that is missing or was changed.
+        InvalidInput: nothing has such a name or id.
     """
+    for what, name in zip(scope._fields, scope, strict=True):
+        if name is not None:
+            check_identifier(what, name)
     with store.maintaining("rebuild"), ExitStack() as stack:
         repairs = [_Repair(inline, asynchronous=False)] if inline else []
         repairs += [_Repair((projection,), asynchronous=True) for projection in asynchronous]

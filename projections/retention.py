@@ -277,9 +277,11 @@ def erasable(store: EventStore, user_id: str, app_name: str | None = None) -> Er
     """What `erase_user` would remove. Changes nothing. Blocks.
 
     Raises:
-        InvalidInput: no user has such an id.
+        InvalidInput: no user has such an id, or no app such a name.
     """
     check_identifier("user_id", user_id)
+    if app_name is not None:
+        check_identifier("app_name", app_name)
 
     def function(snapshot: Snapshot) -> Erasable:
         found = snapshot.streams_of_user(user_id, app_name)

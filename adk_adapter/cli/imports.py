@@ -38,7 +38,7 @@ _SHOWN: Final = 50
 def _zone(ctx: click.Context, param: click.Parameter, value: str | None) -> tzinfo | None:
     try:
         return None if value is None else ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, RecursionError):  # for a long one with slashes
         raise click.BadParameter(
             f"{value!r} is no time zone, such as UTC or Europe/Vienna."
         ) from None

@@ -66,6 +66,7 @@ def parse_url(url: str, schema: str | None = None) -> Address:
         PathUnusable: a part of it makes no sense.
     """
     try:
+        url.encode()
         parts = urlsplit(url)
         query = dict(
             parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -84,14 +85,14 @@ def parse_url(url: str, schema: str | None = None) -> Address:
     def with_query(said: dict[str, str]) -> str:
         return server_url(parts.netloc, parts.path, list(said.items()))
 
-    here = {} if name == DEFAULT_SCHEMA else {"schema": name}
-    people = shown(with_query({**query, **here}))
     if not _SCHEMA.fullmatch(name):
         raise PathUnusable(
-            people,
-            "names a schema that is not of small letters, digits and underscores",
+            shown(with_query(query)),
+            f"names a schema, {name!r}, that is not of small letters, digits and underscores",
             "Pass another one: schema=...",
         )
+    here = {} if name == DEFAULT_SCHEMA else {"schema": name}
+    people = shown(with_query({**query, **here}))
     if name in _WORDS.split():
         raise PathUnusable(
             people,

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from eventstore import EventStore, Stream
+from eventstore import EventStore, Stream, check_identifier
 from projections.cli.base import CommandFailed
 from projections.cli.output import printable
 
@@ -58,8 +58,12 @@ def find_session(
     The id may be surrounded by blanks, as for the service.
 
     Raises:
+        InvalidInput: no session has such an id.
         CommandFailed: there is none, or there are several.
     """
+    for what, name in (("app_name", app_name), ("user_id", user_id), ("session_id", session_id)):
+        if name is not None:
+            check_identifier(what, name)
     session_id = session_id.strip()
     found = store.snapshot(lambda s: s.find_sessions(session_id, app_name, user_id))
     if not found:

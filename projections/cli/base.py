@@ -23,7 +23,14 @@ import click
 from eventstore import EventStore, EventStoreError, Projection, open_store, pending_migrations
 from eventstore.location import DEFAULT_PATH, ENVIRONMENT_VARIABLE
 from projections import installed
-from projections.cli.output import CommandFailed, abandon, as_json, printing, tell
+from projections.cli.output import (
+    CommandFailed,
+    abandon,
+    as_json,
+    printable,
+    printing,
+    tell,
+)
 from projections.cli.progress import progress_of
 from projections.rebuild import Progress
 
@@ -236,12 +243,16 @@ class Command(click.Command):
 
 
 class FilePath(click.Path):
-    """The name of a file; one with a NUL in it, which no system has, is refused in words."""
+    """The name of a file; one that no system has, with a NUL in it say, is refused in words."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Checks what was typed."""
         if "\0" in str(value):
             self.fail("a NUL is in no file's name", param, ctx)
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            self.fail(f"no file can be named {value!r}", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -339,7 +350,8 @@ def _told(ctx: click.Context, interrupted: str | None) -> Iterator[None]:
 
 def _fail(ctx: click.Context, kind: str, message: str, code: int) -> NoReturn:
     with _if_possible(sys.stderr):
-        click.echo(f"{ctx.command_path}: {message}", err=True)
+        # On one line: a path may have a line break in it, or what steers a terminal.
+        click.echo(f"{ctx.command_path}: {printable(message, whole=True)}", err=True)
     if _settings(ctx).json:
         with _if_possible(sys.stdout):
             click.echo(as_json({"error": {"type": kind, "message": message}}))

@@ -67,7 +67,7 @@ def restore_file(settings: Settings, source: str, overwrite: bool, yes: bool) ->
     The copy is verified before anything is replaced; SOURCE stays as it is. Stop the services that
     use the database first: while one has it open nothing is replaced.
     """
-    if Path(source).is_file() and is_export(source):
+    if Path(resolve(source)).is_file() and is_export(source):
         raise PathUnusable(
             source, "is an export, not a backup", f"Take it in: adk-eventstore import {source}"
         )

@@ -958,6 +958,71 @@ def test_numbers_that_no_database_has(words: tuple[str, ...], tmp_path: Path) ->
     assert (done.exit_code, "is not in the range" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stats --db {}",
+        "doctor --db {}",
+        "migrate --db {}",
+        "backup {}",
+        "restore {} --overwrite --yes",
+        "recover {} new",
+        "copy {} new",
+        "copy sessions.sqlite3 {}",
+        "import {}",
+        "export {}",
+        "verify --anchor {}",
+        "verify --against {}",
+    ],
+)
+@pytest.mark.parametrize("name", ["n" * 300, "\ud800"])
+def test_names_that_no_file_can_have(
+    words: str, name: str, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(db.parent)
+    before = db.read_bytes()
+    done = invoke("--db", db, *(word.replace("{}", name) for word in words.split()))
+    assert (done.exit_code, "defect" in done.stderr) == (2, False), done.stderr
+    assert done.stderr.count("\n") == 1 or done.stderr.startswith("Usage:")
+    assert ({each.name for each in Path().iterdir()} & {"new", name}, db.read_bytes()) == (
+        set(),
+        before,
+    )
+
+
+def test_a_name_with_a_line_break_is_told_on_one_line(tmp_path: Path) -> None:
+    done = invoke("stats", "--db", tmp_path / "a\nb\x1b[31m")
+    assert (done.exit_code, done.stderr.count("\n"), "\x1b" in done.stderr) == (2, 1, False)
+    assert r"a\nb\x1b[31m does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sessions show {}",
+        "sessions show session --app {}",
+        "sessions delete session --user {} --yes",
+        "sessions label {} a=b",
+        "sessions title session {}",
+        "events tail --app {}",
+        "rebuild-projections --app {}",
+        "erase-user {} --dry-run",
+        "erase-user user --app {} --dry-run",
+        "purge --older-than 1d --app {} --dry-run",
+        "ddl --schema {}",
+        "stats --db postgresql://localhost/{}",
+        "stats --db postgresql://[{}",
+        "backup postgresql://[{}",
+        "import postgresql://localhost/{}",
+    ],
+)
+def test_names_and_ids_that_are_no_utf8(words: str, db: Path) -> None:
+    """A byte that is none comes as a lone surrogate from the command line."""
+    done = invoke("--db", db, *(word.replace("{}", "caf\udce9") for word in words.split()))
+    assert (done.exit_code, "defect" in done.stderr) == (2, False), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_output_that_cannot_be_printed(tmp_path: Path) -> None:
     db = tmp_path / "a.db"
     with closing(open_store(db, BUILT_IN)) as store:
