@@ -133,6 +133,7 @@ class _Connection:
     """As much of sqlite3.Connection in autocommit mode as the store uses."""
 
     def __init__(self, database: str, timeout: float) -> None:
+        self.text_factory: Any = str  # that of a file whose texts are whole
         with _errors_of_sqlite3():
             self._connection = apsw.Connection(
                 database,
