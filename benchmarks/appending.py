@@ -31,7 +31,7 @@ from eventstore.events import Stream
 from eventstore.records import seal
 
 APPENDS = 1_000
-GROUP = 20
+GROUP = 40
 """So many appends are one commit on the loop's thread, where that many wait."""
 
 

@@ -56,9 +56,10 @@ READERS: Final = 2
 _CHECKPOINT_FRAMES: Final = 1_000
 """Frames of 4 KB in the WAL before they are copied into the database file."""
 _IDLE_S: Final = 2.0
-_STEP_REQUESTS_MAX: Final = 20
+_STEP_REQUESTS_MAX: Final = 40
+"""How many writes of one step are one commit, which takes some 3 ms of a loop's time."""
 _STEP_S: Final = 0.0015
-"""How long a loop is held up by reads of one step; the writes behind them take about as long."""
+"""How long a loop is held up by the reads before them."""
 _WAITED_S: Final = 0.010
 _PATIENCE_S: Final = 0.25
 """How long nothing is executed on a loop after a step that had to wait longer than `_WAITED_S`."""

@@ -401,7 +401,7 @@ class Writer:
             self._fail(group, replaced)
             return
         except Exception as second:
-            reason = f"{self._translated(error)} Then: {self._translated(second)}"
+            reason = f"{self._reason(error)}, then {self._reason(second)}"
             self._fail(group, OutcomeUnknown(self._path, reason))
             return
         if stored:
@@ -411,7 +411,7 @@ class Writer:
         elif len(group) > 1 or not isinstance(error, Exception):
             self._commit_each(group)
         elif group[0].alone:
-            self._fail(group, OutcomeUnknown(self._path, str(self._translated(error))))
+            self._fail(group, OutcomeUnknown(self._path, self._reason(error)))
         else:
             self._fail(group, error)
 
@@ -441,6 +441,11 @@ class Writer:
 
     def _translated(self, error: BaseException) -> BaseException:
         return translate(self._path, error)
+
+    def _reason(self, error: BaseException) -> str:
+        """What happened, without what the whole message of an error says of the outcome."""
+        translated = self._translated(error)
+        return str(getattr(translated, "reason", type(translated).__name__))
 
     def _check_schema(self, connection: sqlite3.Connection) -> None:
         check_schema(connection, self._path, self._projections, for_rebuild=self.for_rebuild)

@@ -165,6 +165,9 @@ def _check_outcomes(
     stored = {row[4] for row in state.get("events", ())}
     for event_id, error in outcomes:
         assert error is None or isinstance(error, EventStoreError), (what, repr(error))
+        if isinstance(error, OutcomeUnknown):
+            assert str(error).count(str(path)) == 1, (what, error)
+            assert "Nothing of this request" not in str(error), (what, error)
         if event_id and not isinstance(error, OutcomeUnknown):
             assert (error is None) == (event_id in stored), (what, event_id, repr(error))
     if len(outcomes) == 1:
