@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from eventstore.errors import NotOnThisDatabase, PathUnusable
 
@@ -22,6 +22,7 @@ __all__ = [
     "resolve",
     "server_url",
     "shown",
+    "split_server_url",
 ]
 
 ENVIRONMENT_VARIABLE: Final = "ADK_SESSION_DB"
@@ -110,9 +111,8 @@ def shown(resolved: str) -> str:
     if not is_server(resolved):
         return resolved
     try:
-        resolved.encode()
-        parts = urlsplit(resolved)
-    except ValueError:  # nobody can tell where its password ends
+        parts = split_server_url(resolved)
+    except ValueError:
         return "a postgresql: URL"
     user, at, hosts = parts.netloc.rpartition("@")
     query = [
@@ -121,6 +121,21 @@ def shown(resolved: str) -> str:
         if "password" not in name.lower()
     ]
     return server_url(f"{user.partition(':')[0]}{at}{hosts}", parts.path, query)
+
+
+def split_server_url(url: str) -> SplitResult:
+    """The parts of the URL of a server.
+
+    Raises:
+        ValueError: it is none, or a character is in it, of a password most often, that has to be
+            written as %XX: nobody can tell where that ends.
+    """
+    url.encode()
+    parts = urlsplit(url)
+    query = [each for each in parts.query.split("&") if "=" not in each]
+    if parts.fragment or parts.netloc.count("@") > 1 or any("@" in s for s in (parts.path, *query)):
+        raise ValueError("a character has to be written as %XX")
+    return parts
 
 
 def server_url(place: str, path: str, query: Sequence[tuple[str, str]]) -> str:

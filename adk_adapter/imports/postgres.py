@@ -91,4 +91,7 @@ class PostgresRows:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown: without its password and its query."""
-    return re.sub(r"//([^/@:]*)(:.*)?@", r"//\1@", url.partition("?")[0])
+    place, _, query = url.partition("?")
+    if "@" in query and "@" not in place:  # the question mark may be one of the password
+        return f"{place.partition('://')[0]}://..."
+    return re.sub(r"//([^/@:]*)(:.*)?@", r"//\1@", place)

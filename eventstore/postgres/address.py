@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from eventstore.errors import PathUnusable
-from eventstore.location import server_url, shown
+from eventstore.location import server_url, shown, split_server_url
 
 __all__ = ["DEFAULT_SCHEMA", "Address", "milliseconds", "parse_url"]
 
@@ -66,8 +66,7 @@ def parse_url(url: str, schema: str | None = None) -> Address:
         PathUnusable: a part of it makes no sense.
     """
     try:
-        url.encode()
-        parts = urlsplit(url)
+        parts = split_server_url(url)
         query = dict(
             parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         )

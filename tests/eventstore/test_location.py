@@ -76,7 +76,9 @@ def test_urls_of_other_databases_are_refused_without_their_secrets(url: str) -> 
         ("postgresql+asyncpg://u:p%40pw@h,i:2/d?ssl=require", "postgresql://u@h,i:2/d?ssl=require"),
         ("postgresql+psycopg:///d?host=/run&password=pw", "postgresql:///d?host=/run"),
         ("postgresql://u@h/d?sslpassword=pw&schema=s", "postgresql://u@h/d?schema=s"),
-        ("postgresql://u:p@pw@h/d#pw", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?user=a@b", "postgresql://u@h/d?user=a%40b"),
+        # Nobody can tell where the password of these ends.
+        *((f"postgresql://u:pw{each}pw@h/d", "a postgresql: URL") for each in "@/?#"),
     ],
 )
 def test_urls_of_servers_are_shown_without_their_secrets(url: str, without_password: str) -> None:
