@@ -1,12 +1,16 @@
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from benchmarks.appending import measure
 from benchmarks.document import PAGE, document
+from benchmarks.loading import stages
+from benchmarks.prefill import Shape, prefill
 
 ROOT = Path(__file__).parent.parent
 READERS = {"adk_eventstore", "memory", "sqlite", "database"}
@@ -86,10 +90,13 @@ def test_measures_what_an_append_cannot_do_without(tmp_path: Path) -> None:
     assert all(microseconds > 0 for microseconds in measured.values())
 
 
-def test_measures_what_loading_is_made_of() -> None:
-    command = [sys.executable, "-m", "benchmarks.loading"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
-    assert "model_validate_json instead" in printed.stdout
+def test_measures_what_loading_is_made_of(tmp_path: Path) -> None:
+    prefill(tmp_path / "a.sqlite3", sessions=0, events=0, named={"one": Shape(30)})
+    with closing(sqlite3.connect(tmp_path / "a.sqlite3", isolation_level=None)) as connection:
+        for what, function in stages(connection).items():
+            made = function()
+            assert isinstance(made, list), what
+            assert len(made) >= 30, what
 
 
 def test_measures_a_rebuild_alone_and_beside_writers(tmp_path: Path) -> None:
