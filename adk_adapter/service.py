@@ -74,6 +74,7 @@ from eventstore import (
     check_identifier,
     open_store,
 )
+from eventstore.events import check_identifiers
 from projections import (
     Anchor,
     Follower,
@@ -416,9 +417,7 @@ class DatabaseSessionService(BaseSessionService):
             StoreClosed: the service was closed.
         """
         whose = Filter(app_name, user_id, session_id)
-        for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
-            if name is not None:
-                check_identifier(what, name)
+        check_identifiers(**whose._asdict())
         reached: int = 0 if after is None else check_count("after", after)
         if after is None:
             reached = await asyncio.to_thread(self._store.snapshot, lambda s: s.head())

@@ -25,6 +25,7 @@ __all__ = [
     "StreamKey",
     "StreamKind",
     "check_identifier",
+    "check_identifiers",
 ]
 
 
@@ -218,3 +219,10 @@ def check_identifier(what: str, value: object, longest: int = IDENTIFIER_LENGTH)
         except UnicodeEncodeError:
             raise InvalidIdentifier(what, "contains a lone surrogate") from None
     return value
+
+
+def check_identifiers(**given: object) -> None:
+    """As `check_identifier`, each by its name, of ids that may be None and then stand for all."""
+    for what, value in given.items():
+        if value is not None:
+            check_identifier(what, value)

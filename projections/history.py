@@ -14,8 +14,8 @@ from eventstore import (
     Snapshot,
     StreamKey,
     StreamNotFound,
-    check_identifier,
 )
+from eventstore.events import check_identifiers
 
 __all__ = ["POLL_S", "Filter", "LogPage", "check_count", "page_of_log", "page_of_session", "tail"]
 
@@ -120,9 +120,7 @@ def tail(
         CorruptEvent, UnknownEvent: an event cannot be read.
     """
     last = check_count("last", last)
-    for what, name in zip(("app_name", "user_id", "session_id"), whose, strict=True):
-        if name is not None:
-            check_identifier(what, name)
+    check_identifiers(**whose._asdict())
     if after is None:
         positions, after = store.snapshot(lambda s: (s.last_positions(last, *whose), s.head()))
         for start in range(0, len(positions), PAGE_EVENTS):

@@ -34,6 +34,7 @@ from eventstore import (
     check_identifier,
 )
 from eventstore.encoding import encode
+from eventstore.events import check_identifiers
 from eventstore.limits import LABEL_LENGTH, LABELS, TITLE_LENGTH
 from projections.sessions import SessionsProjection
 from projections.state import StateProjection, state_by_owner
@@ -174,9 +175,7 @@ def list_sessions(
         raise InvalidInput(f"order must be 'updated' or 'created', not {order!r}.")
     if not isinstance(limit, int) or not 1 <= limit <= _LARGEST_PAGE:
         raise InvalidInput(f"limit must be a number from 1 to {_LARGEST_PAGE:,}, not {limit!r}.")
-    for what, name in (("app_name", app_name), ("user_id", user_id), ("title", title)):
-        if name is not None:
-            check_identifier(what, name)
+    check_identifiers(app_name=app_name, user_id=user_id, title=title)
     query = _Query(
         app_name,
         user_id,

@@ -34,8 +34,8 @@ from eventstore import (
     StreamKey,
     StreamKind,
     StreamNotFound,
-    check_identifier,
 )
+from eventstore.events import check_identifiers
 from eventstore.records import table_before
 from projections.folding import WHOLE_PAGE_EVENTS, EventPage, FoldedTable, fold_pages, read_page
 
@@ -285,9 +285,7 @@ def rebuild_scope(
             version of its code, or in a table that is missing or was changed.
         InvalidInput: nothing has such a name or id.
     """
-    for what, name in zip(scope._fields, scope, strict=True):
-        if name is not None:
-            check_identifier(what, name)
+    check_identifiers(**scope._asdict())
     with store.maintaining("rebuild"), ExitStack() as stack:
         repairs = [_Repair(inline, asynchronous=False)] if inline else []
         repairs += [_Repair((projection,), asynchronous=True) for projection in asynchronous]

@@ -31,7 +31,7 @@ from eventstore import (
     StreamKind,
     check_identifier,
 )
-from eventstore.events import REMOVAL_TYPES
+from eventstore.events import REMOVAL_TYPES, check_identifiers
 from projections.asynchronous import require_running, run
 from projections.listing import SESSIONS
 from projections.rebuild import Progress, clear_away
@@ -280,8 +280,7 @@ def erasable(store: EventStore, user_id: str, app_name: str | None = None) -> Er
         InvalidInput: no user has such an id, or no app such a name.
     """
     check_identifier("user_id", user_id)
-    if app_name is not None:
-        check_identifier("app_name", app_name)
+    check_identifiers(app_name=app_name)
 
     def function(snapshot: Snapshot) -> Erasable:
         found = snapshot.streams_of_user(user_id, app_name)
@@ -327,8 +326,7 @@ def erase_user(
         StorageFailed, StoreBusy: the step at hand was not done.
     """
     check_identifier("user_id", user_id)
-    if app_name is not None:
-        check_identifier("app_name", app_name)
+    check_identifiers(app_name=app_name)
     require_all(store, asynchronous)
     require_running(run(store, asynchronous))
     with store.maintaining("erase a user"):

@@ -33,9 +33,8 @@ from eventstore.records import table_before
 from eventstore.sqlite import shadow
 from eventstore.sqlite.gate import Gate
 from eventstore.sqlite.queries import QUERIES, migrations
-from eventstore.sqlite.tables import any_text, create
-from eventstore.sqlite.transaction import Known, WriteTransaction
-from eventstore.store import Registered
+from eventstore.sqlite.tables import create
+from eventstore.sqlite.transaction import Known, ReadTransaction, WriteTransaction
 
 __all__ = [
     "BUSY_TIMEOUT_S",
@@ -372,9 +371,7 @@ def _upgrade(connection: sqlite3.Connection, projections: Sequence[Projection]) 
     A table that is not as its version made it is left to a rebuild, and so are all where an event
     is damaged that carries rows over.
     """
-    with any_text(connection):
-        rows = connection.execute(QUERIES["registered_projections"]).fetchall()
-    registered = {name: Registered(*rest) for name, *rest in rows}
+    registered = ReadTransaction(connection, {}).registered()
     for projection in projections:
         row = registered.get(projection.name)
         if row is None or row.checkpoint is not None or row.version >= projection.version:
@@ -488,11 +485,8 @@ def _check_projections(
     folds: Mapping[str, tuple[str, str]],
 ) -> None:
     rebuild = _REBUILD.format(path=path)
-    with any_text(connection):
-        registered = connection.execute(QUERIES["registered_projections"]).fetchall()
-    active = {
-        name: version for name, version, _, checkpoint, *_ in registered if checkpoint is None
-    }
+    registered = ReadTransaction(connection, {}).registered()
+    active = {name: row.version for name, row in registered.items() if row.checkpoint is None}
     known = {projection.name: projection.version for projection in projections}
     for name in active.keys() - known.keys():
         raise ProjectionMissing(

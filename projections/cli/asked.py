@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from eventstore import EventStore, Stream, check_identifier
+from eventstore import EventStore, Stream
+from eventstore.events import check_identifiers
 from projections.cli.base import CommandFailed
 from projections.cli.output import printable
 
@@ -61,9 +62,7 @@ def find_session(
         InvalidInput: no session has such an id.
         CommandFailed: there is none, or there are several.
     """
-    for what, name in (("app_name", app_name), ("user_id", user_id), ("session_id", session_id)):
-        if name is not None:
-            check_identifier(what, name)
+    check_identifiers(app_name=app_name, user_id=user_id, session_id=session_id)
     session_id = session_id.strip()
     found = store.snapshot(lambda s: s.find_sessions(session_id, app_name, user_id))
     if not found:

@@ -14,8 +14,8 @@ from eventstore import (
     StreamKey,
     StreamKind,
     StreamNotFound,
-    check_identifier,
 )
+from eventstore.events import check_identifiers
 
 __all__ = ["WHOLE", "Part", "StoredLog"]
 
@@ -46,9 +46,7 @@ class Part(NamedTuple):
             self.session_id is not None and self.user_id is None
         ):
             raise InvalidInput("A session belongs to a user, and a user to an app: name them too.")
-        for name, value in zip(self._fields, self, strict=True):
-            if value is not None:
-                check_identifier(name, value)
+        check_identifiers(**self._asdict())
         return self
 
 
